@@ -1,0 +1,1 @@
+"""authz: audited access for services behind Envoy."""
