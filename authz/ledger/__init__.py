@@ -1,0 +1,32 @@
+"""The Merkle log, for anyone to lift out: it imports nothing of ours."""
+
+from authz.ledger.merkle import (
+    HASH_BYTES,
+    ProofError,
+    leaf_hash,
+    node_hash,
+    tree_hash,
+    verify_consistency,
+    verify_inclusion,
+)
+from authz.ledger.note import Checkpoint, NoteError, Signer, Verifier, open_note, sign_note
+from authz.ledger.tree import TILE_WIDTH, Tile, Tree
+
+__all__ = [
+    "HASH_BYTES",
+    "TILE_WIDTH",
+    "Checkpoint",
+    "NoteError",
+    "ProofError",
+    "Signer",
+    "Tile",
+    "Tree",
+    "Verifier",
+    "leaf_hash",
+    "node_hash",
+    "open_note",
+    "sign_note",
+    "tree_hash",
+    "verify_consistency",
+    "verify_inclusion",
+]

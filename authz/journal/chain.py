@@ -1,0 +1,155 @@
+"""A writer's chain: numbered records, each holding the hash of the one before, signed now and then.
+
+``prev`` is SHA-256(0x00 || canonical form of the record before), hexadecimal; the first record has
+none. The form hashed is the writer's own: without ``origin``, ``index`` and ``sealed_at``, which
+the receiver adds. So a lost, reordered or invented record shows, whoever did it.
+"""
+
+import base64
+import json
+import os
+import platform
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from authz.errors import UsageError
+from authz.journal.segments import CorruptJournalError, Journal, replace_file
+from authz.ledger import NoteError, Signer, leaf_hash
+from authz.record import SCHEMA_VERSION, Record, canonical
+
+RECEIVERS_FIELDS = ("origin", "index", "sealed_at")
+
+
+def chain_hash(payload: bytes) -> str:
+    """The ``prev`` of the record that follows the one whose writer's form is `payload`."""
+    return leaf_hash(payload).hex()
+
+
+def head_text(writer: str, seq: int, head: str) -> bytes:
+    """What a writer signs: that its record `seq` hashes to `head`, and so all before it."""
+    return f"authz chain head\n{writer}\n{seq}\n{head}\n".encode()
+
+
+class Chain:
+    """Numbers and links one writer's records, going on from the journal's newest."""
+
+    def __init__(self, writer: str, journal: Journal) -> None:
+        self.writer = writer
+        self.seq = journal.next - 1
+        self.head = ""
+        if self.seq:
+            if journal.first > self.seq:
+                raise CorruptJournalError(f"the journal of {writer} lacks its newest record")
+            self.head = chain_hash(journal.reader(self.seq).take(1)[0])
+        self._framed = (self.seq, self.head)
+
+    def frame(self, items: Sequence[Record], first: int) -> list[bytes]:
+        seq, head = first - 1, self.head
+        payloads = []
+        for record in items:
+            seq += 1
+            record["writer"] = self.writer
+            record["writer_seq"] = seq
+            record["prev"] = head
+            record["schema"] = SCHEMA_VERSION
+            payload = canonical(record)
+            head = chain_hash(payload)
+            payloads.append(payload)
+        self._framed = (seq, head)
+        return payloads
+
+    def committed(self) -> None:
+        self.seq, self.head = self._framed
+
+
+@dataclass(slots=True)
+class Identity:
+    """Who a writer is: its id and key, and the log it is bound to, kept in its data directory."""
+
+    path: Path
+    signer: Signer
+    origin: str = ""
+
+    @property
+    def writer(self) -> str:
+        return self.signer.name
+
+    def bind(self, origin: str) -> None:
+        """Remember the log this writer belongs to, for good."""
+        self.origin = origin
+        self.save()
+
+    def save(self) -> None:
+        content = {"key": self.signer.private_text(), "origin": self.origin}
+        replace_file(self.path, orjson.dumps(content, option=orjson.OPT_INDENT_2))
+
+    def start_notice(self, time_us: int, version: str) -> Record:
+        """Announces the key that signs this writer's chain heads."""
+        details = {"public_key": base64.b64encode(self.signer.verifier.public_key).decode()}
+        details |= {
+            "version": version,
+            "host": socket.gethostname(),
+            "python": platform.python_version(),
+        }
+        return notice("writer_started", time_us, details)
+
+    def head_notice(self, time_us: int, seq: int, head: str) -> Record:
+        """Vouches for every record up to `seq` with the writer's signature."""
+        signature = self.signer.sign(head_text(self.writer, seq, head))
+        details = {"seq": seq, "head": head, "signature": base64.b64encode(signature).decode()}
+        return notice("chain_head", time_us, details)
+
+
+def load_identity(path: Path) -> Identity:
+    """The identity in `path`, made at the first start. Raises `UsageError`."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = f"{socket.gethostname()}-{secrets.token_hex(4)}".replace("+", "-").replace(" ", "-")
+        identity = Identity(path, Signer(name, os.urandom(32)))
+        identity.save()
+        return identity
+    if path.stat().st_mode & 0o077:
+        raise UsageError(f"{path}: others may read the writer's key; run: chmod 600 {path}")
+    try:
+        content = orjson.loads(path.read_bytes())
+        return Identity(path, Signer.parse(content["key"]), content["origin"])
+    except (KeyError, TypeError, ValueError, NoteError):
+        raise UsageError(f"{path}: not a writer's identity; restore it from backup") from None
+
+
+def notice(event: str, time_us: int, details: Mapping[str, object]) -> Record:
+    """A record of kind ``notice``."""
+    text = json.dumps(details, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return {"kind": "notice", "event": event, "time": time_us, "details": text}
+
+
+def check_link(payload: bytes, writer: str, seq: int, prev: str) -> Record:
+    """The record in `payload`, if it is `writer`'s number `seq` after the one hashing to `prev`.
+
+    Raises `ChainError` otherwise. For the receiver, and for whoever verifies the log.
+    """
+    try:
+        record: Record = orjson.loads(payload)
+        form = canonical(record)
+    except (TypeError, ValueError, AttributeError):
+        raise ChainError(f"{writer} {seq}: not a record") from None
+    if form != payload:
+        raise ChainError(f"{writer} {seq}: not in canonical form")
+    if record.get("writer") != writer or record.get("writer_seq") != seq:
+        raise ChainError(
+            f"{writer} {seq}: claims to be {record.get('writer')} {record.get('writer_seq')}"
+        )
+    if record.get("prev", "") != prev:
+        raise ChainError(f"{writer} {seq}: does not follow the record before it")
+    if any(name in record for name in RECEIVERS_FIELDS):
+        raise ChainError(f"{writer} {seq}: carries values that are the receiver's to give")
+    return record
+
+
+class ChainError(Exception):
+    """A writer's record is out of its sequence or does not fit its chain."""

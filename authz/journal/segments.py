@@ -1,0 +1,341 @@
+"""The journal: numbered records on this machine's disk, in checksummed segment files.
+
+Durable steps, and what a restart finds after a crash at each:
+
+1. A segment file is created, its header written, file and directory synced. Found: an empty
+   segment; it holds nothing and is passed over.
+2. Frames are appended and `fdatasync`ed, all waiting records at once. Found: the frames whole, or
+   a torn tail that no checksum vouches for; nobody was told of those records, so the tail ends the
+   segment.
+3. A write or sync fails. The segment is never written again, for what the disk holds is unknown;
+   the next append starts a new segment at the same number. Found: two segments that claim a
+   number; the later one is right, since the failed records were never acknowledged. (Failed, and
+   then a crash before the new segment: the records may be found after all. Whoever reads the
+   journal must bear a record whose append failed.)
+4. A segment whose records are all trimmed is unlinked. Found: it, or not.
+
+A process never appends to a segment it did not create: a start begins a new one.
+
+Segment: ``AUTHZJ1\\n``, first number (8 bytes). Frame: length (4 bytes), CRC-32 of the payload
+seeded with the low 32 bits of its number (4 bytes), payload. Integers are little-endian.
+"""
+
+import fcntl
+import io
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from authz.errors import UsageError
+
+_MAGIC = b"AUTHZJ1\n"
+_HEADER = struct.Struct("<8sQ")
+_FRAME = struct.Struct("<II")
+_READ = 1 << 20
+
+
+class JournalError(Exception):
+    """A record could not be made durable: the disk is full or failing. Nothing was promised."""
+
+
+class JournalFullError(JournalError):
+    """The journal has reached its bound; it empties as its reader catches up."""
+
+
+class CorruptJournalError(UsageError):
+    """Records that were acknowledged are missing from, or damaged in, the journal's files."""
+
+
+class Journal:
+    """Durable records numbered from 1 (or `start`) without gaps. One process owns a directory.
+
+    Thread-safe: one thread appends, others read and trim. `sync` false leaves durability to the
+    operating system (it survives a crash of this process, not of the machine).
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        start: int = 1,
+        max_bytes: int = 4 << 30,
+        segment_bytes: int = 64 << 20,
+        sync: bool = True,
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._segment_bytes = segment_bytes
+        self._sync = sync
+        self._mutex = threading.Lock()
+        self._lock = _own(directory)
+        self._file: int | None = None
+        self._segments: list[_Segment] = []
+        self._next = start
+        self._recover(start)
+
+    @property
+    def next(self) -> int:
+        """The number the next record gets; all before it are durable."""
+        return self._next
+
+    @property
+    def first(self) -> int:
+        """The oldest number still held; equals `next` when none is."""
+        return self._segments[0].first if self._segments else self._next
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(segment.size for segment in self._segments)
+
+    @property
+    def fill(self) -> float:
+        """How much of its bound the journal uses, 0 to 1."""
+        return self.size / self._max_bytes
+
+    def append(self, payloads: Sequence[bytes]) -> None:
+        """Make `payloads` durable under the next numbers, all or (as far as anyone is told) none.
+
+        Raises `JournalError`; the numbers are then free for the next append.
+        """
+        frames = []
+        number = self._next
+        for payload in payloads:
+            frames.append(_FRAME.pack(len(payload), zlib.crc32(payload, number & 0xFFFFFFFF)))
+            frames.append(payload)
+            number += 1
+        data = b"".join(frames)
+        if self.size + len(data) > self._max_bytes:
+            raise JournalFullError(f"the journal has reached its bound of {self._max_bytes} bytes")
+        try:
+            file = self._file if self._file is not None else self._begin_segment()
+            _write_all(file, data)
+            if self._sync:
+                os.fdatasync(file)
+        except OSError as error:
+            self._abandon_segment()
+            raise JournalError(f"the journal cannot write: {error.strerror}") from error
+        with self._mutex:
+            segment = self._segments[-1]
+            segment.size += len(data)
+            self._next = number
+        if segment.size >= self._segment_bytes:
+            self._abandon_segment()
+
+    def reader(self, number: int) -> "Reader":
+        """Reads durable records from `number` on. Raises `CorruptJournalError` if it is gone."""
+        if number < self.first:
+            raise CorruptJournalError(
+                f"{self._directory}: record {number} is needed but the journal begins at"
+                f" {self.first}; restore the directory from the disk it was on"
+            )
+        return Reader(self, number)
+
+    def holder(self, number: int) -> tuple["_Segment", int]:
+        """The segment that holds durable record `number`, and the number it is right up to."""
+        with self._mutex:
+            end = self._next
+            for segment in reversed(self._segments):
+                if segment.first <= number:
+                    return segment, end
+                end = segment.first
+        raise CorruptJournalError(f"{self._directory}: record {number} has been trimmed")
+
+    def trim(self, below: int) -> None:
+        """Forget records numbered less than `below`, by whole segments.
+
+        The newest record is always kept: a writer's chain goes on from it.
+        """
+        below = min(below, self._next - 1)
+        with self._mutex:
+            while len(self._segments) > 1 and self._segments[1].first <= below:
+                old = self._segments.pop(0)
+                old.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._abandon_segment()
+        os.close(self._lock)
+
+    def _abandon_segment(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _begin_segment(self) -> int:
+        attempt = 0
+        while (path := self._path(self._next, attempt)).exists():
+            attempt += 1
+        header = _HEADER.pack(_MAGIC, self._next)
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        try:
+            _write_all(file, header)
+            if self._sync:
+                os.fsync(file)
+                sync_directory(self._directory)
+        except OSError:
+            os.close(file)
+            path.unlink(missing_ok=True)
+            raise
+        self._file = file
+        with self._mutex:
+            self._segments.append(_Segment(path, self._next, len(header)))
+        return file
+
+    def _path(self, first: int, attempt: int) -> Path:
+        return self._directory / f"{first:016d}-{attempt:04d}.journal"
+
+    def _recover(self, start: int) -> None:
+        """Find what is durable: the same walk at every start, after a crash or not."""
+        paths = sorted(self._directory.glob("*.journal"))
+        found = []
+        for path in paths:
+            segment = _Segment.open(path)
+            if segment:
+                found.append(segment)
+            else:
+                path.unlink()  # created, but its header never reached the disk
+        if found:
+            self._next = found[0].first
+        for segment, follower in zip(found, [*found[1:], None], strict=True):
+            if segment.first != self._next:
+                raise CorruptJournalError(
+                    f"{segment.path}: begins at record {segment.first}, but the segment before it"
+                    f" ends at {self._next - 1}; restore the journal from the disk it was on"
+                )
+            end = follower.first if follower else None
+            self._next = segment.first + segment.count(end)
+        for index, segment in enumerate(found):
+            last = index + 1 == len(found)
+            empty = (self._next if last else found[index + 1].first) == segment.first
+            if empty:
+                segment.path.unlink()
+            else:
+                self._segments.append(segment)
+
+
+class Reader:
+    """A place in the journal; `take` moves it on. For one thread at a time."""
+
+    def __init__(self, journal: Journal, number: int) -> None:
+        self._journal = journal
+        self._segment: _Segment | None = None
+        self._file: io.BufferedReader | None = None
+        self.number = number
+
+    def take(self, limit: int, max_bytes: int = 32 << 20) -> list[bytes]:
+        """Up to `limit` durable records (at least one if any is there), from `number` on."""
+        taken: list[bytes] = []
+        room = max_bytes
+        while len(taken) < limit and room > 0 and self.number < self._journal.next:
+            segment, end = self._journal.holder(self.number)
+            file = self._at(segment)
+            while len(taken) < limit and room > 0 and self.number < end:
+                payload = _read_frame(file, self.number)
+                if payload is None:
+                    raise CorruptJournalError(f"{segment.path}: record {self.number} is damaged")
+                taken.append(payload)
+                room -= len(payload)
+                self.number += 1
+        return taken
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _at(self, segment: "_Segment") -> io.BufferedReader:
+        """The open file of `segment`, at `number`."""
+        if self._file is None or self._segment is not segment:
+            self.close()
+            self._file = segment.path.open("rb", buffering=_READ)
+            self._segment = segment
+            self._file.seek(_HEADER.size)
+            for number in range(segment.first, self.number):
+                if _read_frame(self._file, number) is None:
+                    raise CorruptJournalError(f"{segment.path}: record {number} is damaged")
+        return self._file
+
+
+class _Segment:
+    __slots__ = ("first", "path", "size")
+
+    def __init__(self, path: Path, first: int, size: int) -> None:
+        self.path = path
+        self.first = first
+        self.size = size
+
+    @classmethod
+    def open(cls, path: Path) -> "_Segment | None":
+        with path.open("rb") as file:
+            header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            return None
+        magic, first = _HEADER.unpack(header)
+        if magic != _MAGIC:
+            raise CorruptJournalError(f"{path}: not a journal segment of this program")
+        return cls(path, first, path.stat().st_size)
+
+    def count(self, end: int | None) -> int:
+        """How many records are whole, up to number `end` or the first that is not."""
+        number = self.first
+        with self.path.open("rb", buffering=_READ) as file:
+            file.seek(_HEADER.size)
+            while (end is None or number < end) and _read_frame(file, number) is not None:
+                number += 1
+        return number - self.first
+
+
+def _read_frame(file: io.BufferedReader, number: int) -> bytes | None:
+    """The payload under `number` at the file's place, or None if it is not whole."""
+    head = file.read(_FRAME.size)
+    if len(head) < _FRAME.size:
+        return None
+    length, checksum = _FRAME.unpack(head)
+    payload = file.read(length)
+    if len(payload) < length or zlib.crc32(payload, number & 0xFFFFFFFF) != checksum:
+        return None
+    return payload
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a created, renamed or removed name in `directory` durable."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Put `data` at `path` so that a crash leaves the old content or the new, never a part."""
+    fresh = path.with_name(f".{path.name}.new")
+    file = os.open(fresh, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, mode)
+    try:
+        _write_all(file, data)
+        os.fsync(file)
+    finally:
+        os.close(file)
+    fresh.replace(path)
+    sync_directory(path.parent)
+
+
+def _own(directory: Path) -> int:
+    lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise UsageError(
+            f"{directory} is in use by another process; stop it, or choose another --data-dir"
+        ) from None
+    return lock

@@ -1,0 +1,81 @@
+"""From loose values to a record, and from a record to the bytes that are hashed."""
+
+from collections.abc import Mapping
+
+import orjson
+
+from authz.record.schema import FIELD, MAX_INT, Field, Record, Value
+
+_PLAIN = frozenset((str, int, bool))
+
+
+def canonical(record: Mapping[str, object]) -> bytes:
+    """The canonical JSON (RFC 8785) of `record`, without values that are their type's default.
+
+    Raises `TypeError` for a value that is no string, integer, boolean or list of strings, and
+    `ValueError` for an integer outside 0 to 2^53 - 1 or text that is not Unicode.
+    For these types orjson's sorted keys give RFC 8785's bytes: field names are ASCII, integers
+    are exact, and both escape strings alike.
+    """
+    kept = {}
+    for name, value in record.items():
+        kind = type(value)
+        if kind in _PLAIN:
+            if kind is int and not 0 <= value <= MAX_INT:  # type: ignore[operator]
+                raise ValueError(f"{name}: {value} is not between 0 and 2^53 - 1")
+        elif kind is list:
+            for item in value:  # type: ignore[attr-defined]
+                if type(item) is not str:
+                    raise TypeError(f"{name}: an array holds strings, not {type(item).__name__}")
+        else:
+            raise TypeError(f"{name}: {kind.__name__} is not a type of the record")
+        if value:
+            kept[name] = value
+    try:
+        return orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError as error:
+        raise ValueError(str(error)) from None
+
+
+def clean(values: Mapping[str, object]) -> Record:
+    """A record from `values`: text escaped and capped, numbers clamped, defaults left out.
+
+    This is done before hashing, so that the row a database keeps is what was hashed. Raises
+    `KeyError` for a name that is no field: that is a bug, not bad input.
+    """
+    record: Record = {}
+    for name, value in values.items():
+        if value:
+            kept = _clean(FIELD[name], value)
+            if kept:
+                record[name] = kept
+    return record
+
+
+def _clean(field: Field, value: object) -> Value:
+    match field.type:
+        case "text":
+            return text(value, field.cap)
+        case "bool":
+            return bool(value)
+        case "texts":
+            items = value if isinstance(value, list | tuple) else [value]
+            return [text(item, field.cap) for item in items[: field.items]]
+        case "int" | "time":
+            if not isinstance(value, int):
+                raise TypeError(f"{field.name}: {type(value).__name__} is not an integer")
+            return min(max(int(value), 0), field.cap)
+
+
+def text(value: object, cap: int) -> str:
+    r"""`value` as valid Unicode of at most `cap` characters.
+
+    Bytes that are not UTF-8 and lone surrogates are escaped (``\xff``, ``\ud800``), not dropped.
+    """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    elif not isinstance(value, str):
+        value = str(value)
+    if not value.isascii():
+        value = value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return value if len(value) <= cap else value[:cap]

@@ -1,0 +1,65 @@
+"""Tokens in place of patients' identifiers.
+
+A token is ``<key id>.<HMAC-SHA-256(key, identifier), first 16 bytes, base64url>``: whoever holds
+the key finds a patient's records by computing the token; the database never sees the key.
+"""
+
+import base64
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from authz.errors import UsageError
+
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyKey:
+    """The deployment's key for patient tokens. `id` is public: 8 hexadecimal digits."""
+
+    secret: bytes
+    id: str
+
+    def token(self, identifier: str) -> str:
+        digest = hmac.digest(self.secret, identifier.encode("utf-8", "backslashreplace"), "sha256")
+        return f"{self.id}.{base64.urlsafe_b64encode(digest[:16]).decode().rstrip('=')}"
+
+    @classmethod
+    def of(cls, secret: bytes) -> "PrivacyKey":
+        return cls(secret, hashlib.sha256(b"authz privacy key\n" + secret).hexdigest()[:8])
+
+
+def load_key(path: Path) -> PrivacyKey:
+    """The key in `path`, 64 hexadecimal digits, made there at first use (mode 0600).
+
+    Raises `UsageError` when others may read the file or it holds something else.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(KEY_BYTES) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(fresh, path)  # two processes starting together agree on one key
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    if path.stat().st_mode & 0o077:
+        raise UsageError(f"{path}: others may read the privacy key; run: chmod 600 {path}")
+    try:
+        secret = bytes.fromhex(path.read_text().strip())
+    except ValueError:
+        secret = b""
+    if len(secret) != KEY_BYTES:
+        raise UsageError(
+            f"{path}: not a privacy key (64 hexadecimal digits); restore it from backup"
+        )
+    return PrivacyKey.of(secret)
