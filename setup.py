@@ -23,8 +23,8 @@ class BuildPy(build_py):
 
         out.mkdir(parents=True, exist_ok=True)
         protos = sorted(str(path) for path in (HERE / "protos").rglob("*.proto"))
-        args = ["protoc", f"-I{HERE / 'protos'}", f"--python_out={out}", f"--pyi_out={out}", *protos]
-        if protoc.main(args) != 0:
+        options = [f"-I{HERE / 'protos'}", f"--python_out={out}", f"--pyi_out={out}"]
+        if protoc.main(["protoc", *options, *protos]) != 0:
             sys.exit("protoc failed")
 
 

@@ -1,4 +1,4 @@
-"""The journal: numbered records on this machine's disk, in checksummed segment files.
+r"""The journal: numbered records on this machine's disk, in checksummed segment files.
 
 Durable steps, and what a restart finds after a crash at each:
 
@@ -16,18 +16,18 @@ Durable steps, and what a restart finds after a crash at each:
 
 A process never appends to a segment it did not create: a start begins a new one.
 
-Segment: ``AUTHZJ1\\n``, first number (8 bytes). Frame: length (4 bytes), CRC-32 of the payload
+Segment: ``AUTHZJ1\n``, first number (8 bytes). Frame: length (4 bytes), CRC-32 of the payload
 seeded with the low 32 bits of its number (4 bytes), payload. Integers are little-endian.
 """
 
 import fcntl
-import io
 import os
 import struct
 import threading
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from authz.errors import UsageError
 
@@ -75,7 +75,7 @@ class Journal:
         self._file: int | None = None
         self._segments: list[_Segment] = []
         self._next = start
-        self._recover(start)
+        self._recover()
 
     @property
     def next(self) -> int:
@@ -188,7 +188,7 @@ class Journal:
     def _path(self, first: int, attempt: int) -> Path:
         return self._directory / f"{first:016d}-{attempt:04d}.journal"
 
-    def _recover(self, start: int) -> None:
+    def _recover(self) -> None:
         """Find what is durable: the same walk at every start, after a crash or not."""
         paths = sorted(self._directory.glob("*.journal"))
         found = []
@@ -200,13 +200,13 @@ class Journal:
                 path.unlink()  # created, but its header never reached the disk
         if found:
             self._next = found[0].first
-        for segment, follower in zip(found, [*found[1:], None], strict=True):
+        for index, segment in enumerate(found):
             if segment.first != self._next:
                 raise CorruptJournalError(
                     f"{segment.path}: begins at record {segment.first}, but the segment before it"
                     f" ends at {self._next - 1}; restore the journal from the disk it was on"
                 )
-            end = follower.first if follower else None
+            end = found[index + 1].first if index + 1 < len(found) else None
             self._next = segment.first + segment.count(end)
         for index, segment in enumerate(found):
             last = index + 1 == len(found)
@@ -223,7 +223,7 @@ class Reader:
     def __init__(self, journal: Journal, number: int) -> None:
         self._journal = journal
         self._segment: _Segment | None = None
-        self._file: io.BufferedReader | None = None
+        self._file: BinaryIO | None = None
         self.number = number
 
     def take(self, limit: int, max_bytes: int = 32 << 20) -> list[bytes]:
@@ -247,7 +247,7 @@ class Reader:
             self._file.close()
             self._file = None
 
-    def _at(self, segment: "_Segment") -> io.BufferedReader:
+    def _at(self, segment: "_Segment") -> BinaryIO:
         """The open file of `segment`, at `number`."""
         if self._file is None or self._segment is not segment:
             self.close()
@@ -289,7 +289,7 @@ class _Segment:
         return number - self.first
 
 
-def _read_frame(file: io.BufferedReader, number: int) -> bytes | None:
+def _read_frame(file: BinaryIO, number: int) -> bytes | None:
     """The payload under `number` at the file's place, or None if it is not whole."""
     head = file.read(_FRAME.size)
     if len(head) < _FRAME.size:
