@@ -1,0 +1,16 @@
+"""The command line: ``authz``. One file per group of commands."""
+
+import sys
+
+from authz.cli import demo, serve, verify  # noqa: F401 - each registers its commands
+from authz.cli.app import app
+from authz.errors import AuthzError
+
+
+def main() -> None:
+    """Run a command; an error a user can mend is one line on standard error, and its exit code."""
+    try:
+        app(prog_name="authz")
+    except AuthzError as error:
+        print(f"authz: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -18,7 +18,7 @@ from pathlib import Path
 import orjson
 
 from authz.errors import UsageError
-from authz.journal.segments import CorruptJournalError, Journal, replace_file
+from authz.journal.segments import Journal, replace_file
 from authz.ledger import NoteError, Signer, leaf_hash
 from authz.record import SCHEMA_VERSION, Record, canonical
 
@@ -40,16 +40,14 @@ class Chain:
 
     def __init__(self, writer: str, journal: Journal) -> None:
         self.writer = writer
-        self.seq = journal.next - 1
-        self.head = ""
-        if self.seq:
-            if journal.first > self.seq:
-                raise CorruptJournalError(f"the journal of {writer} lacks its newest record")
-            self.head = chain_hash(journal.reader(self.seq).take(1)[0])
-        self._framed = (self.seq, self.head)
+        seq, head = journal.next - 1, ""
+        if seq:
+            head = chain_hash(journal.reader(seq).take(1)[0])
+        self.place = (seq, head)  # the newest durable record and its hash; replaced as a whole
+        self._framed = self.place
 
     def frame(self, items: Sequence[Record], first: int) -> list[bytes]:
-        seq, head = first - 1, self.head
+        seq, head = first - 1, self.place[1]
         payloads = []
         for record in items:
             seq += 1
@@ -64,7 +62,7 @@ class Chain:
         return payloads
 
     def committed(self) -> None:
-        self.seq, self.head = self._framed
+        self.place = self._framed
 
 
 @dataclass(slots=True)

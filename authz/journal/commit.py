@@ -7,15 +7,15 @@ from typing import Generic, Protocol, TypeVar
 
 from authz.journal.segments import Journal, JournalError, JournalFullError
 
-Item = TypeVar("Item", contravariant=True)
+Item_contra = TypeVar("Item_contra", contravariant=True)
 T = TypeVar("T")
 
 
-class Framer(Protocol[Item]):
+class Framer(Protocol[Item_contra]):
     """Makes the durable form of items, in order. Called in the journal's thread."""
 
-    def frame(self, items: Sequence[Item], first: int) -> list[bytes]:
-        """The payloads of `items`, the first of which gets number `first`."""
+    def frame(self, items: Sequence[Item_contra], first: int) -> list[bytes]:
+        """The payloads of `items`, one or several each; the first gets number `first`."""
 
     def committed(self) -> None:
         """What `frame` returned last is durable. Not called when the write failed."""
@@ -24,26 +24,26 @@ class Framer(Protocol[Item]):
 class Committer(Generic[T]):
     """Appends items to a journal in the order submitted, as many at once as are waiting.
 
-    Numbers are given when a batch is written, so a failed batch leaves no hole. `max_waiting`
-    bounds what waits in memory.
+    Numbers are given when a batch is written, so a failed batch leaves no hole. An item becomes
+    durable whole or not at all. `max_waiting` bounds how many wait in memory.
     """
 
     def __init__(self, journal: Journal, framer: Framer[T], max_waiting: int = 20_000) -> None:
         self._journal = journal
         self._framer = framer
         self._max_waiting = max_waiting
-        self._waiting: list[tuple[T, asyncio.Future[int] | None]] = []
+        self._waiting: list[tuple[T, asyncio.Future[None] | None]] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._running: asyncio.Task[None] | None = None
         self.failing = False  # the last write failed
         self.on_durable: list[asyncio.Event] = []
 
-    def submit(self, item: T) -> "asyncio.Future[int]":
-        """Queue `item`; the future gives its number once it is durable, or raises `JournalError`.
+    def submit(self, item: T) -> "asyncio.Future[None]":
+        """Queue `item`; the future is done once it is durable, or raises `JournalError`.
 
         It is queued for good: cancelling the future does not take it back.
         """
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if len(self._waiting) >= self._max_waiting:
             future.set_exception(JournalFullError("too many records wait for the disk"))
             return future
@@ -55,7 +55,7 @@ class Committer(Generic[T]):
         if len(self._waiting) < self._max_waiting:
             self._enqueue(item, None)
 
-    def _enqueue(self, item: T, future: "asyncio.Future[int] | None") -> None:
+    def _enqueue(self, item: T, future: "asyncio.Future[None] | None") -> None:
         self._waiting.append((item, future))
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._run())
@@ -66,25 +66,24 @@ class Committer(Generic[T]):
             while self._waiting:
                 batch, self._waiting = self._waiting, []
                 try:
-                    first = await loop.run_in_executor(self._thread, self._commit, batch)
+                    await loop.run_in_executor(self._thread, self._commit, batch)
                 except Exception as error:  # noqa: BLE001 - whatever it was, the waiters must know
                     self.failing = True
                     _fail(batch, error)
                     continue
                 self.failing = False
-                for number, (_, future) in enumerate(batch, first):
+                for _, future in batch:
                     if future is not None and not future.done():
-                        future.set_result(number)
+                        future.set_result(None)
                 for event in self.on_durable:
                     event.set()
         finally:
             self._running = None
 
-    def _commit(self, batch: list[tuple[T, "asyncio.Future[int] | None"]]) -> int:
-        first = self._journal.next
-        self._journal.append(self._framer.frame([item for item, _ in batch], first))
+    def _commit(self, batch: list[tuple[T, "asyncio.Future[None] | None"]]) -> None:
+        items = [item for item, _ in batch]
+        self._journal.append(self._framer.frame(items, self._journal.next))
         self._framer.committed()
-        return first
 
     async def drain(self) -> None:
         """Wait until nothing waits for the disk."""
@@ -95,7 +94,7 @@ class Committer(Generic[T]):
         self._thread.shutdown()
 
 
-def _fail(batch: "list[tuple[T, asyncio.Future[int] | None]]", error: Exception) -> None:
+def _fail(batch: "list[tuple[T, asyncio.Future[None] | None]]", error: Exception) -> None:
     shown = error if isinstance(error, JournalError) else JournalError(repr(error))
     for _, future in batch:
         if future is not None and not future.done():

@@ -1,9 +1,19 @@
 """The record: its fields, its canonical form, and what keeps patients out of it in clear."""
 
 from authz.record.canonical import canonical, clean, text
-from authz.record.schema import FIELD, FIELDS, MAX_INT, SCHEMA_VERSION, Field, Record, Value
+from authz.record.schema import (
+    DECIDED,
+    FIELD,
+    FIELDS,
+    MAX_INT,
+    SCHEMA_VERSION,
+    Field,
+    Record,
+    Value,
+)
 
 __all__ = [
+    "DECIDED",
     "FIELD",
     "FIELDS",
     "MAX_INT",

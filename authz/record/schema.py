@@ -118,3 +118,22 @@ FIELDS: Final = (
 )
 
 FIELD: Final[Mapping[str, Field]] = {field.name: field for field in FIELDS}
+
+# The decision's values that an access repeats. They travel in Envoy's dynamic metadata.
+DECIDED: Final = (
+    "subject",
+    "roles",
+    "tenant",
+    "purpose",
+    "reason",
+    "allowed",
+    "enforced",
+    "reason_code",
+    "policy_revision",
+    "break_glass",
+    "path",
+    "resource_type",
+    "resource_id",
+    "patients",
+    "action",
+)

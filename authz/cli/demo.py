@@ -1,0 +1,189 @@
+"""``authz demo``: the whole of it, for real, in one command."""
+
+import json
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from authz.cli.app import Json, app
+from authz.errors import UsageError
+
+
+@app.command()
+def demo(
+    requests: Annotated[int, typer.Option(min=0, help="Requests that reach a decision.")] = 600,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Send for at most this long.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Keep data here (default: a temporary directory).")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave it running, with addresses.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Real traffic through a real Envoy: decided, recorded, sealed, stored, verified.
+
+    Starts Envoy, a sample FHIR service, ext-authz, the receiver and ClickHouse on loopback;
+    at the end it tampers with a copy and shows that caught.
+    """
+    try:
+        from authz.demo.run import Demo  # noqa: PLC0415 - in the extra `demo`
+    except ImportError as error:
+        raise UsageError(f"the demo needs {error.name}; run: pip install 'authz[demo]'") from None
+    console = Console(stderr=as_json, highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _directory(data_dir) as directory:
+        run = Demo(directory, _Progress(console))
+        try:
+            run.start()
+            result = run.run(requests, seconds) if requests else None
+            if keep:
+                _keep(run, result, console, as_json=as_json)
+        except KeyboardInterrupt:
+            console.print("stopping")
+        finally:
+            run.stop()
+    if result is None or keep:
+        return
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        _show(result, console)
+    raise typer.Exit(0 if result.good else 1)
+
+
+@contextmanager
+def _directory(chosen: Path | None) -> Iterator[Path]:
+    if chosen is not None:
+        yield chosen
+        return
+    directory = Path(tempfile.mkdtemp(prefix="authz-demo-"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+class _Progress:
+    """What is going on, on a terminal; plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = console.is_terminal
+        self._begun = time.monotonic()
+
+    def say(self, text: str) -> None:
+        self._console.print(f"[dim]{time.monotonic() - self._begun:5.1f} s[/]  {text}")
+
+    @contextmanager
+    def count(self, what: str, total: int) -> Iterator[Any]:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+        )
+        with Progress(
+            *columns, console=self._console, transient=True, disable=not self._live
+        ) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.update(task, completed=done)
+
+
+def _show(result: Any, console: Console) -> None:
+    table = Table(title="Who did what, and why it was allowed or denied", title_justify="left")
+    for name in ("who", "roles", "purpose", "what"):
+        table.add_column(name)
+    table.add_column("times", justify="right")
+    table.add_column("outcome")
+    table.add_column("reason", overflow="fold")
+    for row in result.table:
+        colour = "green" if row.outcome == "allowed" else "red"
+        table.add_row(row.who, row.roles, row.purpose, row.what, str(row.times),
+                      f"[{colour}]{row.outcome}[/]", row.reason)  # fmt: skip
+    console.print(table)
+    for text in result.unexpected[:5]:
+        console.print(f"[red]unexpected[/] {text}")
+    console.print(
+        f"{result.sent} requests sent = {result.decisions} decided = {result.accesses} accessed"
+        f" = {result.stored} stored; {result.allowed} allowed, {result.denied} denied;"
+        f" {result.rejected_by_envoy} more rejected by Envoy itself; {result.gaps} gaps"
+    )
+    console.print("\nThe signed checkpoint over all of it:")
+    console.print(result.checkpoint.rstrip(), style="cyan", markup=False)
+    verdict = "[bold green]intact[/]" if result.verified else "[bold red]NOT intact[/]"
+    console.print(f"\nauthz verify: {verdict} ({result.records} records)")
+    table = Table(title="Tampered with, on a copy", title_justify="left")
+    for name in ("what was done", "caught", "where", "what verify says"):
+        table.add_column(name)
+    for item in result.tampering:
+        caught = "[green]yes[/]" if item.caught else "[red]NO[/]"
+        table.add_row(item.done, caught, item.where, item.said)
+    console.print(table)
+    console.print(f"all of it in {result.seconds:.1f} s")
+
+
+def _keep(run: Any, result: Any, console: Console, *, as_json: bool) -> None:
+    """Leave it running until Ctrl-C or SIGTERM, and say what to try."""
+    addresses = run.addresses()
+    if as_json:
+        print(json.dumps(addresses), flush=True)
+    else:
+        if result is not None:
+            _show(result, console)
+        _suggest(addresses, console)
+    while True:
+        run.watch()
+        time.sleep(0.5)
+
+
+def _suggest(addresses: dict[str, Any], console: Console) -> None:
+    chart = f"{addresses['envoy']}/fhir/Patient/p-0001"
+    user, password, host, port = run_parts(addresses["store"])
+    sql = (
+        "SELECT time, subject, roles, allowed, reason, path, status, decision_id"
+        " FROM requests ORDER BY time DESC LIMIT 5"
+    )
+    lines = {
+        "a physician of the care team (200)": ["alder", chart],
+        "a clerk at the front desk (403)": ["ginkgo", chart],
+    }
+    console.print("\nIt is running. Try, in another terminal:")
+    for what, (person, url) in lines.items():
+        token = addresses["tokens"][person]
+        console.print(f"\n[bold]# {what}[/]")
+        command = ["curl", "-i", "-H", f"authorization: Bearer {token}", url]
+        console.print(shlex.join(command), soft_wrap=True, markup=False)
+    console.print("\n[bold]# what was recorded of it[/]")
+    client = ["clickhouse-client", "--host", host, "--port", port, "--user", user,
+              "--password", password, "--database", "authz", "--query", sql]  # fmt: skip
+    console.print(shlex.join(client), soft_wrap=True, markup=False)
+    console.print("\n[bold]# the same over HTTP[/]")
+    http = ["curl", "-u", f"{user}:{password}", f"{addresses['http']}/?database=authz",
+            "--data-binary", f"{sql} FORMAT Vertical"]  # fmt: skip
+    console.print(shlex.join(http), soft_wrap=True, markup=False)
+    console.print("\n[bold]# is the log intact?[/]")
+    verify = [sys.executable, "-m", "authz", "verify", "--store", addresses["store"],
+              "--trust", addresses["trust"]]  # fmt: skip
+    console.print(shlex.join(verify), soft_wrap=True, markup=False)
+    console.print("\nCtrl-C stops it.")
+
+
+def run_parts(url: str) -> tuple[str, str, str, str]:
+    """User, password, host and port of a store URL."""
+    from urllib.parse import urlsplit  # noqa: PLC0415
+
+    parts = urlsplit(url)
+    return parts.username or "", parts.password or "", parts.hostname or "", str(parts.port)

@@ -1,0 +1,183 @@
+"""The whole configuration: one YAML file, environment ``AUTHZ_...`` over it, options over both.
+
+Every key has its meaning beside it; ``authz config`` prints them. A key or value that is wrong is
+an error that names it, its line and the mend.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from authz.errors import UsageError
+
+Address = Annotated[
+    str,
+    StringConstraints(pattern=r"^(unix:///.+|\[[0-9a-fA-F:.]+\]:\d{1,5}|[^:/\s\[\]]+:\d{1,5})$"),
+]
+Decision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(/[A-Za-z_]\w*)+$")]
+Origin = Annotated[str, StringConstraints(pattern=r"^[^\s+]+$", max_length=200)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ExtAuthz(_Section):
+    """The Check server."""
+
+    listen: Address = Field("127.0.0.1:9191", description="host:port or unix:///path to listen on")
+    policy: str = Field(
+        "", description="a directory, .rego file or bundle .tar.gz (embedded engine)"
+    )
+    decision: Decision = Field("envoy/authz/allow", description="path of the decision, / for .")
+    receiver: Address | None = Field(None, description="where decisions are sent")
+    metrics: Address | None = Field(
+        None, description="host:port of Prometheus metrics and /healthz"
+    )
+    timeout_ms: int = Field(
+        250,
+        ge=60,
+        le=60_000,
+        description="Envoy's ext_authz timeout; answers come 50 ms before it at the latest",
+    )
+    max_request_bytes: int = Field(
+        1 << 20, ge=1024, description="a larger Check is denied with 413"
+    )
+    unsafe_paths: Literal["deny", "allow"] = Field(
+        "deny", description="paths that still hold '..', '//', '%2f', ';' and the like"
+    )
+    tcp: bool = Field(False, description="let the policy decide on TCP connections too")
+    dry_run: bool = Field(False, description="answer allow, record the real decision")
+    head_seconds: float = Field(10, gt=0, description="how often the writer signs its chain head")
+
+
+class Receiver(_Section):
+    """The access log and writers' streams in, ClickHouse out."""
+
+    listen: Address = Field("127.0.0.1:9292", description="host:port or unix:///path to listen on")
+    origin: Origin | None = Field(None, description="the log's name, <cluster>/<receiver>")
+    metrics: Address | None = Field(
+        None, description="host:port of Prometheus metrics and /healthz"
+    )
+    batch_rows: int = Field(10_000, ge=1, le=1_000_000, description="rows of one insert, at most")
+    batch_seconds: float = Field(1.0, gt=0, le=60, description="age at which a batch is sealed")
+    max_message_bytes: int = Field(16 << 20, ge=1 << 16, description="largest gRPC message read")
+
+
+class Journal(_Section):
+    """Records on this machine's disk, until they are further along."""
+
+    max_bytes: int = Field(
+        4 << 30, ge=1 << 20, description="at this size requests are denied (503)"
+    )
+    durability: Literal["fsync", "os"] = Field("fsync", description="what an answer waits for")
+
+
+class Privacy(_Section):
+    """What keeps patients out of the records in clear."""
+
+    key: Path | None = Field(None, description="privacy key file (default: DATA_DIR/privacy.key)")
+    fhir_bases: tuple[str, ...] = Field(
+        ("/fhir",), description="paths under which FHIR R4 is served"
+    )
+    templates: tuple[str, ...] = Field(
+        (), description="other paths: /api/charts/{patient}/notes/{id}"
+    )
+
+
+class Config(BaseSettings):
+    """All of authz's configuration."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="AUTHZ_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    data_dir: Path = Field(
+        Path("authz-data"), description="journal, keys and state of this process"
+    )
+    store: str | None = Field(None, description="clickhouse://user:password@host:9000/database")
+    ext_authz: ExtAuthz = ExtAuthz()
+    receiver: Receiver = Receiver()
+    journal: Journal = Journal()
+    privacy: Privacy = Privacy()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is the library's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        given = init_settings()
+        file = InitSettingsSource(settings_cls, given.pop("_file", {}))
+        return InitSettingsSource(settings_cls, given), env_settings, file
+
+
+def load(path: Path | None = None, options: dict[str, Any] | None = None) -> Config:
+    """The configuration from `path`, the environment and `options` (nested by section).
+
+    Raises `UsageError` naming the key, the line and the mend.
+    """
+    text, root = "", None
+    if path is not None:
+        try:
+            text = path.read_text()
+            root = yaml.compose(text)
+        except OSError as error:
+            raise UsageError(f"--config {path}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"line {mark.line + 1}" if mark else "unreadable"
+            raise UsageError(
+                f"{path}, {where}: not YAML; {getattr(error, 'problem', '')}"
+            ) from None
+    content = yaml.safe_load(text) or {}
+    if not isinstance(content, dict):
+        raise UsageError(
+            f"{path}, line 1: want keys and values, such as 'data_dir: /var/lib/authz'"
+        )
+    try:
+        return Config(**{"_file": content, **(options or {})})
+    except ValidationError as error:
+        raise UsageError("\n".join(_explain(path, root, item) for item in error.errors())) from None
+
+
+def _explain(path: Path | None, root: yaml.Node | None, error: Any) -> str:
+    place = [str(part) for part in error["loc"] if not re.search(r"[\[(]", str(part))]
+    key = ".".join(place)
+    line = _line(root, place)
+    where = f"{path}, line {line}: " if line else "option or environment: "
+    if error["type"] == "extra_forbidden":
+        section = Config.model_fields.get(place[0]) if len(place) > 1 else None
+        model: Any = section.annotation if section else Config
+        known = ", ".join(sorted(getattr(model, "model_fields", Config.model_fields)))
+        return f"{where}{key} is no key here; known: {known}"
+    mend = error["msg"]
+    if error["type"] == "string_pattern_mismatch":
+        mend = f"{error['input']!r} does not have the form {error['ctx']['pattern']}"
+    return f"{where}{key}: {mend}"
+
+
+def _line(node: yaml.Node | None, place: list[str]) -> int | None:
+    """The line (from 1) of the key at `place` in the document, if it stands there."""
+    line = None
+    for part in place:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        pairs = {key.value: (key, value) for key, value in node.value}
+        if part not in pairs:
+            return None
+        key, node = pairs[part]
+        line = key.start_mark.line + 1
+    return line

@@ -1,0 +1,177 @@
+"""The embedded engine: rego-cpp through regopy, for demonstration, development and small sites.
+
+The query is prepared once (an unprepared one costs 14 ms). The interpreter belongs to one thread;
+evaluation runs there, so that a slow policy meets the Check's deadline and not the event loop.
+
+Two things about regopy 1.5 that must not be undone: an input given as a Python value keeps its
+strings unescaped, and they come back unescaped in the result's JSON, so that a caller could write
+parts of the decision (input goes in as JSON text instead, and the result's JSON is never parsed);
+and it prints to standard output, patients' data included (so a server closes that).
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from authz.errors import UsageError
+from authz.policy import source
+from authz.policy.verdict import UNDEFINED, PolicyError
+
+_WATCH_SECONDS = 0.25
+# What policies use that rego-cpp lacks: it would be undefined at the first request.
+_LACKING = re.compile(r"\b(http\.send|net\.cidr_\w+|json\.match_schema|rego\.parse_module)\s*\(")
+
+logger = structlog.get_logger()
+
+
+class EmbeddedEngine:
+    """Decides by the policy in `path`, at the decision `query` (``envoy/authz/allow``)."""
+
+    def __init__(self, path: Path, query: str) -> None:
+        self._path = path
+        self._query = query
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
+        self._seen: tuple[object, ...] = ()
+        self.revision = ""
+        self._prepared: _Prepared | None = None
+
+    async def start(self) -> None:
+        """Load and prepare. Raises `UsageError` for a policy that cannot decide."""
+        self._seen = self._look()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+
+    async def decide(self, document: dict[str, object]) -> object:
+        """The decision for an input document, `UNDEFINED` if the policy makes none.
+
+        Raises `PolicyError` when the policy fails on it.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._decide, document)
+
+    async def watch(self) -> None:
+        """Reload when files change; a policy that does not load leaves the last good in force."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            with contextlib.suppress(OSError):
+                seen = self._look()
+                if seen == self._seen:
+                    continue
+                self._seen = seen
+                try:
+                    await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+                except UsageError as error:
+                    logger.error("policy not loaded; the last good one stays", error=str(error))
+                else:
+                    logger.info("policy loaded", revision=self.revision)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _look(self) -> tuple[object, ...]:
+        try:
+            return source.fingerprint(self._path)
+        except OSError as error:
+            raise UsageError(f"--policy {self._path}: {error.strerror}") from None
+
+    def _load(self) -> None:
+        policy = source.load(self._path)
+        for name, text in policy.modules.items():
+            if found := _LACKING.search(text):
+                raise UsageError(
+                    f"--policy {name}: {found[1]} is not in the embedded engine; use an OPA server"
+                )
+        self._prepared = _Prepared(policy, self._query)
+        self.revision = policy.revision
+
+    def _decide(self, document: dict[str, object]) -> object:
+        assert self._prepared is not None
+        return self._prepared.decide(document)
+
+
+class _Prepared:
+    """One policy, compiled. Used and freed in the engine's thread only."""
+
+    def __init__(self, policy: source.Policy, query: str) -> None:
+        try:
+            from regopy import Interpreter  # noqa: PLC0415 - in the extra `demo`
+            from regopy.rego_shared import RegoError  # noqa: PLC0415
+
+            from authz.policy.rego_value import plain  # noqa: PLC0415
+        except ImportError:
+            raise UsageError(
+                "--policy: the embedded engine is not installed; run: pip install 'authz[demo]',"
+                " or give the address of an OPA server"
+            ) from None
+        self._error = RegoError
+        self._plain = plain
+        self._rego: Any = Interpreter()
+        try:
+            for name, text in policy.modules.items():
+                self._rego.add_module(name, text)
+            self._rego.add_data(policy.data)
+            self._bundle = self._rego.build("x = data." + query.replace("/", "."))
+        except RegoError as error:
+            raise UsageError(f"--policy does not compile: {_first_error(str(error))}") from None
+        if not self._bundle.ok():
+            raise UsageError("--policy does not compile; `opa check` says where")
+        if not _defines(policy, query):
+            raise UsageError(
+                f"--decision {query}: no rule of that name in package"
+                f" {query.rpartition('/')[0].replace('/', '.')}; see --policy and --decision"
+            )
+        try:
+            # Some mistakes, such as an unknown function, show only when the policy is run.
+            self.decide({"attributes": {}})
+        except PolicyError as error:
+            raise UsageError(f"--policy cannot be evaluated: {error}") from None
+
+    def decide(self, document: dict[str, object]) -> object:
+        try:
+            self._rego.set_input_term(json.dumps(document, ensure_ascii=False, allow_nan=False))
+            output = self._rego.query_bundle(self._bundle)
+            if not output.ok():
+                raise PolicyError("the policy's rules conflict or fail")
+            if str(output) == "undefined":
+                return UNDEFINED
+            return self._plain(output.binding("x"))
+        except (self._error, ValueError, RecursionError) as error:
+            # The error's text may quote the input: only its place in the policy is told.
+            raise PolicyError(f"the policy fails: {_place(str(error))}") from None
+
+
+def _defines(policy: source.Policy, query: str) -> bool:
+    """Whether some module of the query's package has a rule of its name."""
+    package, _, rule = query.rpartition("/")
+    in_package = re.compile(
+        rf"^\s*package\s+{re.escape(package.replace('/', '.'))}\s*(#.*)?$", re.MULTILINE
+    )
+    names_rule = re.compile(rf"^(?:default\s+)?{re.escape(rule)}\b", re.MULTILINE)
+    return any(
+        in_package.search(text) and names_rule.search(text) for text in policy.modules.values()
+    )
+
+
+def _first_error(text: str) -> str:
+    """The place and message of the first error in rego-cpp's report on a policy."""
+    message = re.search(r"\(errormsg \d+:([^)]*)\)", text)
+    return f"{_place(text)} {message[1] if message else text[:200]}"
+
+
+def _place(text: str) -> str:
+    """The file that a report names first."""
+    place = re.search(r"\(error(?:ast)? \d+:([^|)]+)\|", text)
+    return place[1] + ":" if place else ""
+
+
+def close_standard_output() -> None:
+    """For a process that evaluates policies: what the engine prints goes nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)

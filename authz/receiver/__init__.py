@@ -1,0 +1,1 @@
+"""The receiver: takes records in, and is the only one that appends to a log."""

@@ -1,0 +1,166 @@
+"""What comes in: access log entries from Envoys, and writers' acknowledged streams."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import structlog
+from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
+from google.protobuf.message import DecodeError
+
+from authz.envoy.access_log import http_access, identifier, tcp_access
+from authz.journal.chain import ChainError, chain_hash, check_link
+from authz.journal.commit import Committer
+from authz.journal.segments import JournalError
+from authz.receiver.access import access_record
+from authz.receiver.metrics import ENTRIES, LOST_MESSAGES, RECORDS, STREAMS
+from authz.receiver.sequence import Log, Place
+from authz.record import Record
+from authz.record.privacy import PrivacyKey
+from authz.record.resource import Resources
+from authz.v1 import stream_pb2 as pb
+
+_RETRY_SECONDS = 0.2
+
+logger = structlog.get_logger()
+
+
+class Intake:
+    """Both services. Nothing is read from a stream while what it sent before waits for the disk:
+    that is the backpressure."""
+
+    def __init__(
+        self, log: Log, committer: Committer[list[Record]], resources: Resources,
+        key: PrivacyKey | None,
+    ) -> None:  # fmt: skip
+        self._log = log
+        self._committer = committer
+        self._resources = resources
+        self._key = key
+        self._writers: dict[str, asyncio.Lock] = {}
+        self._keeping: set[asyncio.Task[None]] = set()
+
+    async def settle(self) -> None:
+        """Wait until everything read from a stream is on disk."""
+        while self._keeping:
+            await asyncio.wait(self._keeping)
+
+    def handlers(self) -> list["grpc.GenericRpcHandler[Any, Any]"]:
+        logs = grpc.stream_unary_rpc_method_handler(self.access_logs)
+        write = grpc.stream_stream_rpc_method_handler(
+            self.write, pb.FromWriter.FromString, pb.FromReceiver.SerializeToString
+        )
+        return [
+            grpc.method_handlers_generic_handler(
+                "envoy.service.accesslog.v3.AccessLogService", {"StreamAccessLogs": logs}
+            ),
+            grpc.method_handlers_generic_handler("authz.v1.RecordStream", {"Write": write}),
+        ]
+
+    async def access_logs(
+        self, messages: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[bytes, bytes]"
+    ) -> bytes:
+        """AccessLogService.StreamAccessLogs. The identifier comes in the first message only."""
+        node = ""
+        with STREAMS.labels("envoy").track_inprogress():
+            async for data in messages:
+                try:
+                    message = StreamAccessLogsMessage.FromString(data)
+                except DecodeError:
+                    LOST_MESSAGES.inc()
+                    logger.error("access log message is not readable", peer=context.peer())
+                    continue
+                if message.HasField("identifier"):
+                    node = identifier(message)[0]
+                # Cut or not, what has been read is kept.
+                keeping = asyncio.create_task(self._keep(self._accesses(message, node)))
+                self._keeping.add(keeping)
+                keeping.add_done_callback(self._keeping.discard)
+                await asyncio.shield(keeping)
+        return b""  # an empty StreamAccessLogsResponse
+
+    def _accesses(self, message: StreamAccessLogsMessage, node: str) -> list[Record]:
+        entries = [http_access(entry) for entry in message.http_logs.log_entry]
+        entries += [tcp_access(entry) for entry in message.tcp_logs.log_entry]
+        ends = [entry for entry in entries if entry.get("end_of_stream")]
+        ENTRIES.labels("end").inc(len(ends))
+        ENTRIES.labels("intermediate").inc(len(entries) - len(ends))
+        return [access_record(entry, node, self._resources, self._key) for entry in ends]
+
+    async def _keep(self, group: list[Record]) -> None:
+        """Get `group` onto the disk, however long that takes: Envoy will not send it again."""
+        while group:
+            try:
+                await self._committer.submit(group)
+            except JournalError as error:
+                logger.error("access log entries wait for the disk", error=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                RECORDS.labels("access").inc(len(group))
+                return
+
+    async def write(
+        self,
+        messages: AsyncIterator[pb.FromWriter],
+        context: "grpc.aio.ServicerContext[pb.FromWriter, pb.FromReceiver]",
+    ) -> AsyncIterator[pb.FromReceiver]:
+        """RecordStream.Write: see protos/authz/v1/stream.proto."""
+        hello = (await anext(aiter(messages), pb.FromWriter())).hello
+        if refusal := self._refusal(hello):
+            logger.error("writer refused", writer=hello.writer, reason=refusal)
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
+        # One stream at a time moves a writer on; a newer one waits until the older has settled.
+        async with self._writers.setdefault(hello.writer, asyncio.Lock()):
+            place = self._log.writers.get(hello.writer, Place())
+            if hello.first_seq > place.seq + 1:
+                reason = f"the log has {hello.writer} up to {place.seq}, and it begins at"
+                reason += f" {hello.first_seq}: records between are lost"
+                logger.error("writer refused", writer=hello.writer, reason=reason)
+                await context.abort(grpc.StatusCode.DATA_LOSS, reason)
+            with STREAMS.labels("writer").track_inprogress():
+                welcome = pb.Welcome(origin=self._log.origin, taken_seq=place.seq)
+                yield pb.FromReceiver(welcome=welcome)
+                async for message in messages:
+                    try:
+                        place = await self._take(hello.writer, place, message.batch)
+                    except ChainError as error:
+                        logger.error("writer's chain is broken", error=str(error))
+                        await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
+                    except JournalError as error:
+                        await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+                    yield pb.FromReceiver(ack=pb.Ack(seq=place.seq))
+
+    def _refusal(self, hello: pb.Hello) -> str:
+        if not hello.writer or len(hello.public_key) != 32:
+            return "the first message must be a Hello with the writer's id and Ed25519 key"
+        if hello.origin and hello.origin != self._log.origin:
+            return f"{hello.writer} is bound to {hello.origin}, this is {self._log.origin}"
+        if not self._log.pin_privacy_key(hello.privacy_key_id):
+            return (
+                f"privacy key {hello.privacy_key_id} is not this deployment's"
+                f" ({self._log.privacy_key_id}); give every part the same --privacy-key"
+            )
+        return ""
+
+    async def _take(self, writer: str, place: Place, batch: pb.Batch) -> Place:
+        """Append what of `batch` is new; returns the writer's place once that is on disk."""
+        group = []
+        for seq, payload in enumerate(batch.records, batch.first_seq):
+            if seq <= place.seq:
+                continue  # sent again after a cut: it is in the log already
+            if seq != place.seq + 1:
+                raise ChainError(f"{writer}: record {place.seq + 1} is missing before {seq}")
+            group.append(check_link(payload, writer, seq, place.head))
+            place = Place(seq, chain_hash(payload))
+        if group:
+            durable = self._committer.submit(group)
+            try:
+                await asyncio.shield(durable)
+            except asyncio.CancelledError:
+                # The stream was cut, but the group is on its way to the disk. Whoever streams for
+                # this writer next must see it there, or it would be taken twice.
+                await asyncio.wait([durable])
+                raise
+            RECORDS.labels("writer").inc(len(group))
+        return place

@@ -1,0 +1,18 @@
+"""The receiver's metrics (Prometheus)."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+STREAMS = Gauge("authz_receiver_streams", "Open streams", ["from"])
+ENTRIES = Counter(
+    "authz_receiver_access_log_entries_total", "Access log entries by place in their stream", ["at"]
+)
+LOST_MESSAGES = Counter(
+    "authz_receiver_unreadable_messages_total", "Access log messages that could not be parsed"
+)
+RECORDS = Counter("authz_receiver_records_total", "Records taken into the journal", ["from"])
+STORED = Counter("authz_receiver_stored_total", "Records stored in ClickHouse and read back")
+WAITING = Gauge("authz_receiver_waiting", "Records in the journal that are not stored yet")
+JOURNAL_FILL = Gauge("authz_receiver_journal_fill_ratio", "Used part of the journal's bound")
+STORE_ERRORS = Counter("authz_receiver_store_errors_total", "Attempts to store that failed")
+TREE_SIZE = Gauge("authz_receiver_tree_size", "Size of the last checkpoint stored")
+STORE_SECONDS = Histogram("authz_receiver_store_seconds", "Time to store and read back a batch")

@@ -1,0 +1,257 @@
+"""The state of one log: this file owns it, and nothing else changes it.
+
+A record becomes part of the log by these steps, each durable before the next:
+
+1. The journal holds it under its index, in its final form (leaf bytes). From here on it is in the
+   log: writers are acknowledged. Found after a crash: it is sealed by the next start.
+2. A signed checkpoint over it is on disk (``checkpoint``). The leaf hashes are computed from the
+   journal. Found: the next start seals up to the same size, which gives the same checkpoint.
+3. Its row is in ClickHouse, then the tiles, then the checkpoint's row; all is read back. Found: the
+   next start reads back what is there and inserts what is missing.
+4. ``state.json`` says the log is stored up to here: the tree's right edge, each writer's place, the
+   last `sealed_at`. Found: the next start goes on from here.
+5. The journal is trimmed below that. Found: nothing to do, or a segment to trim again.
+
+A start always runs the same code: read the state, walk the journal from there, seal what was sealed
+and not stored, go on.
+"""
+
+import base64
+import binascii
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from authz.errors import UsageError
+from authz.journal.chain import RECEIVERS_FIELDS, chain_hash
+from authz.journal.segments import CorruptJournalError, Journal, Reader, replace_file
+from authz.ledger import Checkpoint, NoteError, Signer, Tile, Tree, leaf_hash, open_note, sign_note
+from authz.record import Record, canonical
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a writer has come: its newest record durably taken, and that record's hash."""
+
+    seq: int = 0
+    head: str = ""
+
+
+@dataclass(slots=True)
+class State:
+    """What ``state.json`` holds: the log as far as it is stored, and who wrote to it."""
+
+    tree: Tree = field(default_factory=Tree)
+    sealed_at: int = 0
+    writers: dict[str, Place] = field(default_factory=dict)
+    privacy_key_id: str = ""
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(
+            {
+                "size": self.tree.size,
+                "edge": [[base64.b64encode(h).decode() for h in lv] for lv in self.tree.edge],
+                "sealed_at": self.sealed_at,
+                "writers": {name: [place.seq, place.head] for name, place in self.writers.items()},
+                "privacy_key_id": self.privacy_key_id,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "State":
+        content = orjson.loads(data)
+        edge = [[base64.b64decode(h) for h in level] for level in content["edge"]]
+        return cls(
+            Tree(content["size"], edge),
+            content["sealed_at"],
+            {name: Place(*place) for name, place in content["writers"].items()},
+            content["privacy_key_id"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sealed, and to be stored: rows from index `first`, the tiles they touched, the checkpoint."""
+
+    first: int
+    records: list[Record]
+    tiles: list[Tile]
+    note: str
+    state: State
+
+
+class Log:
+    """One log. `frame` and `committed` run in the journal's thread, `seal` and `stored` in
+    another; the two share only the journal, which is safe for that, and `size`."""
+
+    def __init__(self, directory: Path, journal: Journal, signer: Signer) -> None:
+        self._directory = directory
+        self._journal = journal
+        self._signer = signer
+        self._mutex = threading.Lock()
+        self.stored = self._load_state()
+        self._note = self._load_checkpoint()
+        if journal.next < self.stored.tree.size:
+            raise CorruptJournalError(
+                f"{directory}: {self.stored.tree.size} records are stored, but the journal ends at"
+                f" {journal.next}; restore the directory from the disk it was on"
+            )
+        # What the journal holds beyond the stored part tells where writers and clock stand.
+        self.writers = dict(self.stored.writers)
+        self.privacy_key_id = self.stored.privacy_key_id
+        self._sealed_at = self.stored.sealed_at
+        self._walk(journal.reader(self.stored.tree.size))
+        self._framed: tuple[int, dict[str, Place]] = (self._sealed_at, {})
+        self._reader = journal.reader(self.stored.tree.size)
+
+    @property
+    def origin(self) -> str:
+        return self._signer.name
+
+    # Step 1: into the journal (its thread).
+
+    def frame(self, items: Sequence[Sequence[Record]], first: int) -> list[bytes]:
+        """The leaves of groups of records (each of one writer), the first at index `first`, sealed
+        at the clock's now (or the last leaf's time, when the clock went back)."""
+        now = max(self._sealed_at, time.time_ns() // 1000)
+        places: dict[str, Place] = {}
+        leaves = []
+        index = first
+        for group in items:
+            if place := _place(group[-1]):
+                places[str(group[-1]["writer"])] = place
+            for record in group:
+                record["origin"] = self._signer.name
+                record["index"] = index
+                record["sealed_at"] = now
+                leaves.append(canonical(record))
+                index += 1
+        self._framed = (now, places)
+        return leaves
+
+    def committed(self) -> None:
+        self._sealed_at, places = self._framed
+        self.writers.update(places)
+
+    # Steps 2 to 5: sealed and stored.
+
+    def waiting(self) -> int:
+        """How many records are in the journal and not yet stored."""
+        return self._journal.next - self.stored.tree.size
+
+    def seal(self, limit: int) -> Batch | None:
+        """The next batch, under a signed checkpoint that is on disk; None if there is nothing.
+
+        Call again only after `finish`.
+        """
+        first = self.stored.tree.size
+        sealed = Checkpoint.parse(self._note).size if self._note else 0
+        if sealed > first:
+            limit = sealed - first  # an interrupted batch is finished as it was begun
+        leaves = self._take(limit)
+        if not leaves:
+            return None
+        tree = self.stored.tree.copy()
+        tiles = tree.append(leaf_hash(leaf) for leaf in leaves)
+        note = sign_note(Checkpoint(self.origin, tree.size, tree.root()).text(), self._signer)
+        if sealed > first and note != self._note:
+            raise CorruptJournalError(
+                f"{self._directory}: the journal does not hold what its checkpoint was signed over;"
+                " restore both from the disk they were on"
+            )
+        if note != self._note:
+            replace_file(self._directory / "checkpoint", note.encode(), 0o644)
+            self._note = note
+        records: list[Record] = [orjson.loads(leaf) for leaf in leaves]
+        tiles += tree.partial_tiles()
+        return Batch(first, records, tiles, note, self._state_after(tree, records))
+
+    def finish(self, batch: Batch) -> None:
+        """`batch` is in ClickHouse and read back: remember it, and let the journal forget."""
+        with self._mutex:
+            batch.state.privacy_key_id = self.privacy_key_id
+            replace_file(self._directory / "state.json", batch.state.to_json())
+            self.stored = batch.state
+        self._journal.trim(batch.state.tree.size)
+
+    def pin_privacy_key(self, key_id: str) -> bool:
+        """Whether `key_id` is this log's; the first one seen is, for good."""
+        with self._mutex:
+            if not self.privacy_key_id:
+                self.privacy_key_id = key_id
+                self.stored.privacy_key_id = key_id
+                replace_file(self._directory / "state.json", self.stored.to_json())
+            return self.privacy_key_id == key_id
+
+    def _take(self, limit: int) -> list[bytes]:
+        if self._reader.number != self.stored.tree.size:
+            self._reader.close()
+            self._reader = self._journal.reader(self.stored.tree.size)
+        leaves: list[bytes] = []
+        while len(leaves) < limit and (more := self._reader.take(limit - len(leaves))):
+            leaves += more
+        return leaves
+
+    def _state_after(self, tree: Tree, records: Sequence[Record]) -> State:
+        writers = dict(self.stored.writers)
+        for record in records:
+            place = _place(record)
+            if place:
+                writers[str(record["writer"])] = place
+        sealed_at = records[-1]["sealed_at"]
+        assert isinstance(sealed_at, int)
+        return State(tree, sealed_at, writers, self.privacy_key_id)
+
+    def _walk(self, reader: Reader) -> None:
+        while leaves := reader.take(1000):
+            for leaf in leaves:
+                record: Record = orjson.loads(leaf)
+                place = _place(record)
+                if place:
+                    self.writers[str(record["writer"])] = place
+                sealed_at = record["sealed_at"]
+                assert isinstance(sealed_at, int)
+                self._sealed_at = sealed_at
+        reader.close()
+
+    def _load_state(self) -> State:
+        path = self._directory / "state.json"
+        try:
+            return State.from_json(path.read_bytes())
+        except FileNotFoundError:
+            return State()
+        except (KeyError, TypeError, ValueError, binascii.Error):
+            raise UsageError(
+                f"{path}: not this program's; restore it from the disk it was on"
+            ) from None
+
+    def _load_checkpoint(self) -> str:
+        path = self._directory / "checkpoint"
+        try:
+            note = path.read_text()
+            text, _ = open_note(note, [self._signer.verifier])
+            checkpoint = Checkpoint.parse(text)
+        except FileNotFoundError:
+            return ""
+        except NoteError as error:
+            raise UsageError(f"{path}: {error}; is this the log's own key?") from None
+        if not self.stored.tree.size <= checkpoint.size <= self._journal.next:
+            raise CorruptJournalError(
+                f"{self._directory}: a checkpoint over {checkpoint.size} records was signed, but"
+                f" the journal ends at {self._journal.next} and {self.stored.tree.size} are stored;"
+                " restore the directory from the disk it was on"
+            )
+        return note
+
+
+def _place(record: Record) -> Place | None:
+    """The writer's place after `record`, if a writer with a chain wrote it."""
+    seq = record.get("writer_seq")
+    if not isinstance(seq, int) or not seq:
+        return None
+    told = {name: value for name, value in record.items() if name not in RECEIVERS_FIELDS}
+    return Place(seq, chain_hash(canonical(told)))

@@ -1,0 +1,149 @@
+"""Decisions against accesses: the count that must come out even. Pure, and fed in log order.
+
+Matches are by `decision_id` only. What is held is what is unmatched, so memory follows requests
+under way (and gaps), not history.
+"""
+
+from dataclasses import dataclass, field
+
+from authz.record import Record
+
+_SECOND = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """One thing that does not add up. `kind` is stable; `index` is where in its log it shows."""
+
+    kind: str
+    origin: str
+    index: int
+    decision_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """A decision or an access that has not met its other half."""
+
+    origin: str
+    index: int
+    sealed_at: int
+    allowed: bool
+    reached: bool = False  # the access: an upstream was contacted
+
+
+@dataclass(slots=True)
+class Tally:
+    """How the accounts stand."""
+
+    decisions: int = 0
+    allowed: int = 0
+    denied: int = 0
+    accesses: int = 0
+    matched: int = 0
+    rejected_by_envoy: int = 0
+    pending: int = 0
+    gaps: list[Gap] = field(default_factory=list)
+
+
+class Reconciler:
+    """`add` every record of every log, then `finish`.
+
+    Kinds of gap:
+
+    - ``no_access``: allowed, and no access was seen within the grace time.
+    - ``no_decision``: an access that names a decision nobody recorded.
+    - ``bypass``: an access that reached a service and names no decision.
+    - ``denied_but_reached``: denied, yet the service was reached.
+    - ``disagrees``: the access repeats the decision's verdict wrongly.
+    """
+
+    def __init__(self, grace_seconds: float = 60) -> None:
+        self._grace = int(grace_seconds * _SECOND)
+        self._decided: dict[str, _Half] = {}
+        self._accessed: dict[str, _Half] = {}
+        self._newest = 0
+        self.tally = Tally()
+
+    def add(self, record: Record) -> None:
+        kind = record.get("kind")
+        if kind == "decision":
+            self._decision(record)
+        elif kind == "access":
+            self._access(record)
+
+    def finish(self) -> Tally:
+        """What is unmatched for longer than the grace time is a gap, the rest is pending."""
+        for decision_id, half in self._decided.items():
+            if not half.allowed:
+                continue  # denied: that Envoy's entry is missing lets nobody at anything
+            self._unmatched("no_access", decision_id, half)
+        for decision_id, half in self._accessed.items():
+            self._unmatched("no_decision", decision_id, half)
+        return self.tally
+
+    def _decision(self, record: Record) -> None:
+        decision_id = str(record.get("decision_id", ""))
+        half = self._half(record)
+        if decision_id in self._decided:
+            # Said before, and then answered otherwise (too late, or not recorded): the last counts.
+            self._decided[decision_id] = half
+            return
+        self.tally.decisions += 1
+        if half.allowed:
+            self.tally.allowed += 1
+        else:
+            self.tally.denied += 1
+        access = self._accessed.pop(decision_id, None)
+        if access:
+            self._match(decision_id, half, access)
+        else:
+            self._decided[decision_id] = half
+
+    def _access(self, record: Record) -> None:
+        self.tally.accesses += 1
+        half = self._half(record)
+        decision_id = str(record.get("decision_id", ""))
+        if not decision_id:
+            if half.reached:
+                self.tally.gaps.append(Gap("bypass", half.origin, half.index))
+            else:
+                self.tally.rejected_by_envoy += 1
+            return
+        decided = self._decided.pop(decision_id, None)
+        if decided:
+            self._match(decision_id, decided, half)
+        else:
+            self._accessed[decision_id] = half
+
+    def _match(self, decision_id: str, decided: _Half, access: _Half) -> None:
+        self.tally.matched += 1
+        gap = ""
+        if access.reached and not decided.allowed:
+            gap = "denied_but_reached"
+        elif decided.allowed != access.allowed:
+            gap = "disagrees"
+        if gap:
+            self.tally.gaps.append(Gap(gap, access.origin, access.index, decision_id))
+
+    def _half(self, record: Record) -> _Half:
+        sealed_at = record.get("sealed_at", 0)
+        index = record.get("index", 0)
+        assert isinstance(sealed_at, int)
+        assert isinstance(index, int)
+        self._newest = max(self._newest, sealed_at)
+        # In dry-run a denial is recorded and not enforced: the service is reached all the same.
+        enforced = bool(record.get("enforced", True)) or "decision_id" not in record
+        return _Half(
+            origin=str(record.get("origin", "")),
+            index=index,
+            sealed_at=sealed_at,
+            allowed=bool(record.get("allowed", False)),
+            reached=enforced and bool(record.get("upstream")),
+        )
+
+    def _unmatched(self, kind: str, decision_id: str, half: _Half) -> None:
+        if self._newest - half.sealed_at > self._grace:
+            self.tally.gaps.append(Gap(kind, half.origin, half.index, decision_id))
+        else:
+            self.tally.pending += 1

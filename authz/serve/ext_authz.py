@@ -1,0 +1,146 @@
+"""The composition root of ``authz serve ext-authz``."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import structlog
+
+from authz.config import Config
+from authz.errors import UsageError
+from authz.journal.chain import Chain, Identity, load_identity, notice
+from authz.journal.commit import Committer
+from authz.journal.forward import Forwarder
+from authz.journal.segments import Journal
+from authz.policy.embedded import EmbeddedEngine, close_standard_output
+from authz.record import Record
+from authz.record.privacy import load_key
+from authz.record.resource import Resources
+from authz.serve import grpc_server
+from authz.serve.check import CheckService
+from authz.serve.metrics import DRY_RUN, JOURNAL_FILL, POLICY
+
+_SERVICE = "envoy.service.auth.v3.Authorization"
+_GRACE_SECONDS = 5
+_DRAIN_SECONDS = 10
+
+logger = structlog.get_logger()
+
+
+async def serve(config: Config) -> None:
+    """Run until SIGTERM. Raises `AuthzError` for what a user can mend."""
+    options = config.ext_authz
+    close_standard_output()
+    engine = _engine(options.policy, options.decision)
+    await engine.start()
+    directory = config.data_dir
+    try:
+        journal = Journal(
+            directory / "journal",
+            max_bytes=config.journal.max_bytes,
+            sync=config.journal.durability == "fsync",
+        )
+        identity = load_identity(directory / "writer.json")
+    except OSError as error:
+        raise UsageError(
+            f"--data-dir {directory}: {error.strerror}; choose a directory this user may write"
+        ) from None
+    key = load_key(config.privacy.key or directory / "privacy.key")
+    chain = Chain(identity.writer, journal)
+    committer: Committer[Record] = Committer(journal, chain)
+    resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
+    service = CheckService(options, engine, committer, key, resources)
+    writer = _Writer(identity, chain, committer, journal, engine)
+    health = grpc_server.Health([_SERVICE])
+    grpc_server.serve_metrics(options.metrics)
+    DRY_RUN.set(int(options.dry_run))
+    server = await grpc_server.start(options.listen, service.handlers(), health)
+    await committer.submit(identity.start_notice(_now_us(), version("authz")))
+    await health.set(True)
+    loops: list[Callable[[], Awaitable[None]]] = [
+        engine.watch,
+        lambda: writer.sign_heads(options.head_seconds),
+        lambda: writer.watch(health),
+    ]
+    forwarder = None
+    if options.receiver:
+        durable = asyncio.Event()
+        committer.on_durable.append(durable)
+        forwarder = Forwarder(journal, identity, key.id, options.receiver, durable)
+        loops.append(forwarder.run)
+    else:
+        logger.warning("no --receiver: decisions stay in the journal, and it only grows")
+    if options.dry_run:
+        logger.warning("DRY RUN: every request is allowed; decisions are recorded, not enforced")
+    logger.info("ext-authz is up", listen=options.listen, policy_revision=engine.revision)
+    async with grpc_server.until_stopped() as stopped:
+        running = grpc_server.Loops(*loops)
+        try:
+            await running.until(stopped)
+        finally:
+            await health.set(False)
+            await server.stop(_GRACE_SECONDS)
+            writer.sign_head()
+            await committer.drain()
+            left = await forwarder.drain(_DRAIN_SECONDS) if forwarder else journal.next - 1
+            logger.info("ext-authz stopped", left_in_journal=left)
+            await running.cancel()
+    engine.close()
+    committer.close()
+    journal.close()
+
+
+def _engine(policy: str, decision: str) -> EmbeddedEngine:
+    if not policy:
+        raise UsageError("--policy is missing: a directory, a .rego file or a bundle .tar.gz")
+    return EmbeddedEngine(Path(policy), decision)
+
+
+class _Writer:
+    """What the writer does beside answering: vouch for its chain, say which policy is in force."""
+
+    def __init__(
+        self, identity: Identity, chain: Chain, committer: Committer[Record], journal: Journal,
+        engine: EmbeddedEngine,
+    ) -> None:  # fmt: skip
+        self._identity = identity
+        self._chain = chain
+        self._committer = committer
+        self._journal = journal
+        self._engine = engine
+        self._signed = 0
+        self._revision = ""
+
+    async def sign_heads(self, seconds: float) -> None:
+        """Sign the chain's head every so often, if it moved."""
+        while True:
+            await asyncio.sleep(seconds)
+            self.sign_head()
+
+    def sign_head(self) -> None:
+        seq, head = self._chain.place
+        if seq > self._signed:
+            self._signed = seq + 1  # the notice itself does not count as a move
+            self._committer.submit_unawaited(self._identity.head_notice(_now_us(), seq, head))
+
+    async def watch(self, health: grpc_server.Health) -> None:
+        """Keep health and metrics true, and record each policy revision that comes into force."""
+        while True:
+            if self._revision != self._engine.revision:
+                self._revision = self._engine.revision
+                POLICY.clear()
+                POLICY.labels(self._revision).set(1)
+                details = {"revision": self._revision}
+                self._committer.submit_unawaited(notice("policy_loaded", _now_us(), details))
+            JOURNAL_FILL.set(self._journal.fill)
+            healthy = not self._committer.failing and self._journal.fill < 1
+            if healthy != health.serving:
+                logger.warning("health changed", serving=healthy)
+                await health.set(healthy)
+            await asyncio.sleep(0.5)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -1,0 +1,113 @@
+"""What every gRPC server of ours has: limits, health, an address that is free, a clean stop."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from prometheus_client import start_http_server
+
+from authz.errors import UsageError
+
+logger = structlog.get_logger()
+
+# No receive limit in grpc: a message too large for us gets an answer from us, not a gRPC error
+# that Envoy's failure_mode_allow could turn into an allow.
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+]
+
+
+class Health:
+    """gRPC health of the services named, serving only while `set(True)` was said last."""
+
+    def __init__(self, services: Sequence[str]) -> None:
+        self._servicer = health.aio.HealthServicer()  # type: ignore[attr-defined] # the stubs lag
+        self._services = ["", *services]
+        self.serving = False
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def set(self, serving: bool) -> None:
+        self.serving = serving
+        status = health_pb2.HealthCheckResponse.SERVING
+        if not serving:
+            status = health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in self._services:
+            await self._servicer.set(service, status)
+
+
+async def start(
+    listen: str, handlers: Sequence["grpc.GenericRpcHandler[Any, Any]"], health_service: Health
+) -> grpc.aio.Server:
+    """A started server on `listen` (``host:port`` or ``unix:///path``). Raises `UsageError`."""
+    server = grpc.aio.server(options=_OPTIONS)
+    server.add_generic_rpc_handlers(handlers)
+    health_service.add_to(server)
+    if listen.startswith("unix://"):
+        Path(listen.removeprefix("unix://")).unlink(missing_ok=True)
+    try:
+        server.add_insecure_port(listen)
+    except RuntimeError:
+        raise UsageError(
+            f"--listen {listen}: cannot be listened on (in use, or not this host's); choose another"
+        ) from None
+    await server.start()
+    return server
+
+
+def serve_metrics(address: str | None) -> None:
+    """Prometheus metrics on ``host:port``. Raises `UsageError`."""
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        start_http_server(int(port), host.strip("[]"))
+    except OSError as error:
+        raise UsageError(f"--metrics {address}: {error.strerror}; choose another") from None
+
+
+@contextlib.asynccontextmanager
+async def until_stopped() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        yield stopped
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+class Loops:
+    """Tasks that run as long as the process; an error in one of them ends all, loudly."""
+
+    def __init__(self, *loops: Callable[[], Awaitable[None]]) -> None:
+        self._tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(loop()) for loop in loops]
+
+    async def until(self, stopped: asyncio.Event) -> None:
+        """Returns once `stopped` is set; raises what ended a loop before that."""
+        stop = asyncio.ensure_future(stopped.wait())
+        try:
+            await asyncio.wait([stop, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+        finally:
+            stop.cancel()
+
+    async def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,24 @@
+"""JSON logs on standard error. Nothing in them may hold a header, a token, a path or a name."""
+
+import logging
+import sys
+
+import structlog
+
+
+def configure() -> None:
+    """Send our log lines, and the libraries' warnings, to standard error as JSON."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.ExceptionRenderer(),
+            structlog.processors.EventRenamer("message"),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    # What the driver cannot do it raises too; its own log repeats it with a traceback.
+    logging.getLogger("clickhouse_driver").setLevel(logging.CRITICAL)

@@ -1,0 +1,12 @@
+"""The Check server's metrics (Prometheus)."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+
+CHECKS = Counter("authz_checks_total", "Checks answered", ["outcome", "reason_code"])
+SECONDS = Histogram("authz_check_seconds", "Time to answer a Check", buckets=_BUCKETS)
+IN_FLIGHT = Gauge("authz_checks_in_flight", "Checks being decided")
+JOURNAL_FILL = Gauge("authz_journal_fill_ratio", "Used part of the journal's bound")
+POLICY = Gauge("authz_policy_loaded_info", "The policy revision in force", ["revision"])
+DRY_RUN = Gauge("authz_dry_run", "1 when decisions are recorded but not enforced")

@@ -1,0 +1,209 @@
+"""The composition root of ``authz serve receiver``."""
+
+import asyncio
+import os
+import socket
+import time
+from pathlib import Path
+
+import structlog
+import yaml
+from clickhouse_driver import Client
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
+
+from authz.config import Config
+from authz.errors import UsageError
+from authz.journal.chain import notice
+from authz.journal.commit import Committer
+from authz.journal.segments import Journal, replace_file
+from authz.ledger import NoteError, Signer
+from authz.receiver import metrics
+from authz.receiver.intake import Intake
+from authz.receiver.sequence import Batch, Log
+from authz.record import SCHEMA_VERSION, Record
+from authz.record.privacy import PrivacyKey, load_key
+from authz.record.resource import Resources
+from authz.serve import grpc_server
+from authz.store import migrations
+from authz.store.client import QUERY_ERRORS, connect, explain, name_of
+from authz.store.writer import StoreWriter
+
+_SERVICES = ("envoy.service.accesslog.v3.AccessLogService", "authz.v1.RecordStream")
+_GRACE_SECONDS = 2
+_DRAIN_SECONDS = 20
+
+logger = structlog.get_logger()
+
+
+async def serve(config: Config) -> None:
+    """Run until SIGTERM. Raises `AuthzError` for what a user can mend."""
+    if config.store is None:
+        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    client = _open_store(config.store)
+    directory = config.data_dir
+    try:
+        journal = Journal(
+            directory / "journal",
+            start=0,
+            max_bytes=config.journal.max_bytes,
+            sync=config.journal.durability == "fsync",
+        )
+    except OSError as error:
+        raise UsageError(
+            f"--data-dir {directory}: {error.strerror}; choose a directory this user may write"
+        ) from None
+    signer = load_log_key(directory / "log.key", config.receiver.origin)
+    log = Log(directory, journal, signer)
+    write_trust(directory / "trust.yaml", [signer])
+    committer: Committer[list[Record]] = Committer(journal, log)
+    sealer = Sealer(config, log, StoreWriter(client, log.origin), committer)
+    key = _privacy_key(config, log)
+    resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
+    intake = Intake(log, committer, resources, key)
+    health = grpc_server.Health(_SERVICES)
+    grpc_server.serve_metrics(config.receiver.metrics)
+    server = await grpc_server.start(config.receiver.listen, intake.handlers(), health)
+    await committer.submit([_started(log, new=journal.next == 0)])
+    await health.set(True)
+    logger.info(
+        "receiver is up", listen=config.receiver.listen, origin=log.origin,
+        store=name_of(config.store), size=journal.next,
+    )  # fmt: skip
+    async with grpc_server.until_stopped() as stopped:
+        running = grpc_server.Loops(sealer.run)
+        try:
+            await running.until(stopped)
+        finally:
+            await health.set(False)
+            await server.stop(_GRACE_SECONDS)
+            await intake.settle()
+            await committer.drain()
+            left = await sealer.drain(_DRAIN_SECONDS)
+            logger.info("receiver stopped", left_in_journal=left)
+            await running.cancel()
+    # A thread may still be storing a batch: its journal and connection stay open until it is done.
+    await asyncio.get_running_loop().shutdown_default_executor()
+    committer.close()
+    journal.close()
+    client.disconnect()
+
+
+class Sealer:
+    """Moves what is in the journal into ClickHouse, batch by batch, until told to stop."""
+
+    def __init__(
+        self, config: Config, log: Log, writer: StoreWriter, committer: Committer[list[Record]]
+    ) -> None:
+        self._rows = config.receiver.batch_rows
+        self._seconds = config.receiver.batch_seconds
+        self._store = config.store or ""
+        self._log = log
+        self._writer = writer
+        self._durable = asyncio.Event()
+        self._durable.set()
+        committer.on_durable.append(self._durable)
+
+    async def run(self) -> None:
+        while True:
+            await self._wait_for_batch()
+            await self._store_next()
+
+    async def drain(self, seconds: float) -> int:
+        """Wait while `run` stores what is there, at most `seconds`; returns what is left."""
+        until = time.monotonic() + seconds
+        while self._log.waiting() and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        return self._log.waiting()
+
+    async def _wait_for_batch(self) -> None:
+        """Until a batch is full, or its oldest record has waited long enough."""
+        while not self._log.waiting():
+            self._durable.clear()
+            if not self._log.waiting():
+                await self._durable.wait()
+        until = time.monotonic() + self._seconds
+        while self._log.waiting() < self._rows and (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.05))
+
+    async def _store_next(self) -> None:
+        batch = await asyncio.to_thread(self._log.seal, self._rows)
+        if batch is None:
+            return
+        metrics.WAITING.set(self._log.waiting())
+        with metrics.STORE_SECONDS.time():
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(QUERY_ERRORS),
+                wait=wait_exponential(multiplier=0.1, max=5),
+                before_sleep=self._complain,
+            ):
+                with attempt:
+                    await asyncio.to_thread(self._put, batch)
+        await asyncio.to_thread(self._log.finish, batch)
+        metrics.STORED.inc(len(batch.records))
+        metrics.TREE_SIZE.set(self._log.stored.tree.size)
+        metrics.WAITING.set(self._log.waiting())
+
+    def _put(self, batch: Batch) -> None:
+        self._writer.put(batch.first, batch.records, batch.tiles, batch.note)
+
+    def _complain(self, state: object) -> None:
+        metrics.STORE_ERRORS.inc()
+        outcome = getattr(state, "outcome", None)
+        error = outcome.exception() if outcome else None
+        text = str(explain(error, self._store)) if isinstance(error, Exception) else ""
+        logger.error("cannot store; the journal holds it", error=text, waiting=self._log.waiting())
+
+
+def _open_store(url: str) -> Client:
+    client = connect(url)
+    try:
+        applied = migrations.migrate(client)
+    except QUERY_ERRORS as error:
+        raise explain(error, url) from None
+    for version in applied:
+        logger.info("schema migrated", version=version)
+    return client
+
+
+def load_log_key(path: Path, origin: str | None) -> Signer:
+    """The log's private key, made at the first start; its name is the log's origin for good."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = origin or f"{socket.gethostname()}/receiver"
+        replace_file(path, (Signer(name, os.urandom(32)).private_text() + "\n").encode())
+    if path.stat().st_mode & 0o077:
+        raise UsageError(f"{path}: others may read the log's key; run: chmod 600 {path}")
+    try:
+        signer = Signer.parse(path.read_text())
+    except NoteError as error:
+        raise UsageError(f"{path}: {error}; restore it from backup") from None
+    if origin not in (None, signer.name):
+        raise UsageError(
+            f"receiver.origin is {origin}, but {path} belongs to {signer.name};"
+            " a log keeps its origin: use another --data-dir for another log"
+        )
+    return signer
+
+
+def write_trust(path: Path, signers: list[Signer]) -> None:
+    """A trust file for `authz verify`: hand it to the auditor by a way of its own."""
+    logs = [{"origin": signer.name, "keys": [str(signer.verifier)]} for signer in signers]
+    text = "# Which logs there must be, and whose signatures count (C2SP verifier keys).\n"
+    replace_file(path, (text + yaml.safe_dump({"logs": logs}, sort_keys=False)).encode(), 0o644)
+
+
+def _privacy_key(config: Config, log: Log) -> PrivacyKey | None:
+    if config.privacy.key is None:
+        return None
+    key = load_key(config.privacy.key)
+    if not log.pin_privacy_key(key.id):
+        raise UsageError(
+            f"{config.privacy.key}: key {key.id} is not this log's ({log.privacy_key_id})"
+        )
+    return key
+
+
+def _started(log: Log, *, new: bool) -> Record:
+    event = "log_started" if new else "receiver_started"
+    record = notice(event, time.time_ns() // 1000, {"origin": log.origin})
+    return record | {"schema": SCHEMA_VERSION}

@@ -1,0 +1,75 @@
+"""Records to columns and back: the one place that knows both forms."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from clickhouse_driver import Client
+
+from authz.record import FIELDS, Record, text
+
+_DEFAULTS: dict[str, object] = {"text": "", "int": 0, "time": 0, "bool": False, "texts": []}
+_COLUMNS = tuple((field.name, _DEFAULTS[field.type]) for field in FIELDS)
+_NAMES = tuple(field.name for field in FIELDS)
+
+INSERT = f"INSERT INTO audit_log ({', '.join(f'`{name}`' for name in _NAMES)}) VALUES"
+
+_SELECTED = ", ".join(
+    f"toUnixTimestamp64Micro(`{field.name}`)" if field.type == "time" else f"`{field.name}`"
+    for field in FIELDS
+)
+
+
+def to_columns(records: Sequence[Record]) -> list[list[Any]]:
+    """`records` as `INSERT`'s columns. Times stay integers: the driver takes them as raw ticks."""
+    return [[record.get(name, default) for record in records] for name, default in _COLUMNS]
+
+
+def to_records(columns: Sequence[Sequence[Any]]) -> Iterator[Record]:
+    """The inverse: a record holds what differs from its type's default."""
+    names = _NAMES
+    for row in zip(*columns, strict=True):
+        yield {name: value for name, value in zip(names, row, strict=True) if value}
+
+
+def read(
+    client: Client, table: str, origin: str, first: int, end: int, chunk: int = 16_384
+) -> Iterator[Record]:
+    """The records of `origin` with `first` <= index < `end`, in index order, doubles included.
+
+    A row that holds bytes which are no UTF-8 (nothing of ours wrote it) is read with them escaped.
+    """
+    for start in range(first, end, chunk):
+        query = (
+            f"SELECT {_SELECTED} FROM {table} WHERE origin = %(origin)s"
+            " AND index >= %(first)s AND index < %(end)s ORDER BY index"
+        )
+        values = {"origin": origin, "first": start, "end": min(start + chunk, end)}
+        try:
+            columns = client.execute(query, values, columnar=True)
+        except UnicodeDecodeError:
+            client.disconnect()
+            settings = {"strings_as_bytes": True}
+            columns = [
+                [_escaped(value) for value in column]
+                for column in client.execute(query, values, columnar=True, settings=settings)
+            ]
+        if columns:
+            yield from to_records(columns)
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return text(value, 1 << 30)
+    if isinstance(value, list | tuple):
+        return [_escaped(item) for item in value]
+    return value
+
+
+def indexes(client: Client, origin: str, first: int, end: int) -> set[int]:
+    """Which indexes of a range are in the table."""
+    rows: Iterable[tuple[int]] = client.execute(
+        "SELECT DISTINCT index FROM audit_log"
+        " WHERE origin = %(origin)s AND index >= %(first)s AND index < %(end)s",
+        {"origin": origin, "first": first, "end": end},
+    )
+    return {row[0] for row in rows}

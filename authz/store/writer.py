@@ -1,0 +1,82 @@
+"""Into ClickHouse exactly once, without trusting its deduplication.
+
+A batch is rows `first` to `end` of one origin. After an answer that is not a clear yes, whatever
+query may still be running is stopped, the range is read back from the same server, and only what
+is missing is inserted. Tiles and checkpoints may be written twice: the same row again is harmless.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+from clickhouse_driver import Client
+
+from authz.ledger import Tile
+from authz.record import Record
+from authz.store import rows
+from authz.store.client import QUERY_ERRORS
+
+
+class StoreWriter:
+    """Writes one origin's log. Blocking; for one thread. Errors are `client.QUERY_ERRORS`."""
+
+    def __init__(self, client: Client, origin: str) -> None:
+        self._client = client
+        self._origin = origin
+        self._prefix = f"authz:{origin}:"
+        self._attempts = itertools.count()
+        self._unclear = True  # an earlier process may have left an insert running
+
+    def put(self, first: int, records: Sequence[Record], tiles: Sequence[Tile], note: str) -> None:
+        """Store a batch: the rows of `records` (from index `first`), then tiles, then checkpoint.
+
+        Returns once all of it has been read back. Safe to repeat after any error.
+        """
+        end = first + len(records)
+        try:
+            self._put_rows(first, end, records)
+            self._put_tiles(tiles)
+            self._put_checkpoint(end, note)
+            self._read_back(first, end)
+        except QUERY_ERRORS:
+            self._unclear = True
+            self._client.disconnect()
+            raise
+        self._unclear = False
+
+    def _put_rows(self, first: int, end: int, records: Sequence[Record]) -> None:
+        missing = records
+        if self._unclear:
+            self._stop_running()
+            present = rows.indexes(self._client, self._origin, first, end)
+            missing = [record for record in records if record.get("index", 0) not in present]
+        if missing:
+            self._client.execute(
+                rows.INSERT,
+                rows.to_columns(missing),
+                columnar=True,
+                query_id=f"{self._prefix}{first}-{end}:{next(self._attempts)}",
+            )
+
+    def _stop_running(self) -> None:
+        """Make sure no insert of ours is still under way on the server."""
+        self._client.execute(
+            "KILL QUERY WHERE user = currentUser() AND startsWith(query_id, %(prefix)s) SYNC",
+            {"prefix": self._prefix},
+        )
+
+    def _put_tiles(self, tiles: Sequence[Tile]) -> None:
+        if tiles:
+            self._client.execute(
+                "INSERT INTO tiles (origin, level, index, width, data) VALUES",
+                [(self._origin, t.level, t.index, len(t.hashes), t.data) for t in tiles],
+            )
+
+    def _put_checkpoint(self, size: int, note: str) -> None:
+        self._client.execute(
+            "INSERT INTO checkpoints (origin, size, note) VALUES", [(self._origin, size, note)]
+        )
+
+    def _read_back(self, first: int, end: int) -> None:
+        present = len(rows.indexes(self._client, self._origin, first, end))
+        if present != end - first:
+            raise OSError(f"{end - first - present} of the rows inserted are not there")

@@ -1,0 +1,71 @@
+"""The writers' chains, checked as their records come by in the log."""
+
+import base64
+import binascii
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import orjson
+
+from authz.journal.chain import RECEIVERS_FIELDS, chain_hash, head_text
+from authz.ledger import NoteError, Verifier
+from authz.record import Record, canonical
+
+
+@dataclass(slots=True)
+class _Writer:
+    key: Verifier | None = None
+    seq: int = 0
+    head: str = ""
+
+
+class Chains:
+    """Follows every writer of one log. `check` yields what is wrong with a record: kind, text."""
+
+    def __init__(self) -> None:
+        self._writers: dict[str, _Writer] = {}
+
+    def __len__(self) -> int:
+        return len(self._writers)
+
+    def check(self, record: Record) -> Iterator[tuple[str, str]]:
+        seq = record.get("writer_seq", 0)
+        if not seq or not isinstance(seq, int):
+            return
+        name = str(record.get("writer", ""))
+        writer = self._writers.setdefault(name, _Writer())
+        told = {key: value for key, value in record.items() if key not in RECEIVERS_FIELDS}
+        if seq != writer.seq + 1:
+            yield "sequence", f"record {seq} of writer {name} follows {writer.seq}"
+        elif record.get("prev", "") != writer.head:
+            yield "chain", f"record {seq} of writer {name} does not chain to the one before"
+        if record.get("kind") == "notice":
+            yield from self._notice(name, writer, record)
+        writer.seq, writer.head = seq, chain_hash(canonical(told))
+
+    def _notice(self, name: str, writer: _Writer, record: Record) -> Iterator[tuple[str, str]]:
+        event = record.get("event")
+        if event not in ("writer_started", "chain_head"):
+            return
+        try:
+            details = orjson.loads(str(record.get("details", "")))
+            if event == "writer_started":
+                key = Verifier(name, base64.b64decode(details["public_key"], validate=True))
+                if writer.key and key != writer.key:
+                    yield "writer_key", f"writer {name} announces another key than before"
+                writer.key = writer.key or key
+                return
+            signature = base64.b64decode(details["signature"], validate=True)
+            seq, head = details["seq"], details["head"]
+        except (ValueError, KeyError, TypeError, binascii.Error):
+            yield "chain_head", f"a notice of writer {name} is malformed"
+            return
+        if writer.key is None:
+            yield "writer_key", f"writer {name} signs without having announced a key"
+            return
+        try:
+            writer.key.verify(head_text(name, seq, head), signature)
+        except NoteError:
+            yield "chain_head", f"writer {name}'s signature over its record {seq} is wrong"
+        if seq == writer.seq and head != writer.head:
+            yield "chain_head", f"writer {name} signed another record {seq} than the log holds"

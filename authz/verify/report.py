@@ -1,0 +1,75 @@
+"""What verification found, as plain values."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong. `kind` is stable; `first` to `last` are indexes in `origin`'s log
+    (-1 where no record is concerned); `text` says it to a person."""
+
+    kind: str
+    origin: str
+    first: int
+    last: int
+    text: str
+
+    @property
+    def where(self) -> str:
+        if self.first < 0:
+            return self.origin
+        span = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        return f"{self.origin} {span}"
+
+
+@dataclass(slots=True)
+class LogReport:
+    """One log. `size` and `root` (base64) are of its newest checkpoint."""
+
+    origin: str
+    size: int = 0
+    root: str = ""
+    checkpoints: int = 0
+    writers: int = 0
+    doubles: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    more_findings: int = 0
+
+
+MAX_FINDINGS = 100
+
+
+@dataclass(slots=True)
+class Report:
+    """`verified` is whether the logs are intact; gaps between decisions and accesses are told
+    beside it, for they are about completeness, not about tampering."""
+
+    logs: list[LogReport] = field(default_factory=list)
+    decisions: int = 0
+    accesses: int = 0
+    matched: int = 0
+    allowed: int = 0
+    denied: int = 0
+    rejected_by_envoy: int = 0
+    pending: int = 0
+    gaps: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [finding for log in self.logs for finding in log.findings]
+
+    @property
+    def records(self) -> int:
+        return sum(log.size for log in self.logs)
+
+    @property
+    def verified(self) -> bool:
+        return bool(self.logs) and not self.findings
+
+    def to_json(self) -> dict[str, Any]:
+        content = {"verified": self.verified, "records": self.records} | asdict(self)
+        for log, shown in zip(self.logs, content["logs"], strict=True):
+            shown["findings"] = [asdict(f) | {"where": f.where} for f in log.findings]
+        return content

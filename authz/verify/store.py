@@ -1,0 +1,292 @@
+"""Verification of the logs in a ClickHouse, by these steps for each trusted log:
+
+1. Its checkpoints are read first; each must bear a trusted signature, and no two of one size may
+   differ. The newest is what is verified against. With a state, it may not be older than what was
+   accepted before.
+2. Rows are read in index order and each leaf is rebuilt from the columns. Missing and doubled
+   indexes show here.
+3. Each leaf hash is held against the log's tiles: that tells which record differs.
+4. At each checkpoint's size the root is recomputed and must be the signed one. If it is not, either
+   the tiles lie too, or the tiles alone: a second tree, over what the rows say, tells.
+5. Each writer's sequence, chain and signed heads are followed; `sealed_at` may never decrease.
+6. The tiles above the leaves are compared with those recomputed.
+7. Rows beyond the newest checkpoint must be covered by one within 10 s.
+
+Rows are streamed; what is held is one chunk and the trees' edges. While that goes on, decisions and
+accesses of all logs are held against each other (`authz.reconcile`).
+"""
+
+import base64
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from clickhouse_driver import Client
+
+from authz.ledger import TILE_WIDTH, Checkpoint, NoteError, Tree, leaf_hash, open_note
+from authz.reconcile import Reconciler
+from authz.record import Record, canonical
+from authz.store import rows
+from authz.trust import TrustedLog
+from authz.verify.chains import Chains
+from authz.verify.report import MAX_FINDINGS, Finding, LogReport, Report
+
+_CHUNK = 64 * TILE_WIDTH
+_UNSEALED_SECONDS = 10
+
+Progress = Callable[[int, int], None]
+State = dict[str, dict[str, Any]]
+
+
+def verify_store(
+    client: Client,
+    logs: list[TrustedLog],
+    state: State | None = None,
+    progress: Progress = lambda _done, _all: None,
+) -> Report:
+    """Check `logs` against `client`'s current database.
+
+    `state` maps each origin to the last accepted ``size`` and ``root`` (base64); it is brought up
+    to date for logs found intact. `progress` is called with records done and all records.
+    """
+    begun = time.monotonic()
+    report = Report()
+    reconciler = Reconciler()
+    accepted = {} if state is None else state
+    checks = [_LogCheck(client, log, accepted.get(log.origin), reconciler) for log in logs]
+    total = sum(check.begin() for check in checks)
+    done = 0
+    for check in checks:
+        for count in check.run():
+            done += count
+            progress(done, total)
+        report.logs.append(check.report)
+        if not check.report.findings:
+            accepted[check.report.origin] = {"size": check.report.size, "root": check.report.root}
+    report.logs.extend(_unknown_logs(client, logs))
+    tally = reconciler.finish()
+    for name in (
+        "decisions",
+        "accesses",
+        "matched",
+        "allowed",
+        "denied",
+        "rejected_by_envoy",
+        "pending",
+    ):
+        setattr(report, name, getattr(tally, name))
+    report.gaps = dict(Counter(gap.kind for gap in tally.gaps))
+    report.seconds = time.monotonic() - begun
+    return report
+
+
+def _unknown_logs(client: Client, logs: list[TrustedLog]) -> Iterator[LogReport]:
+    """Rows of a log that nobody trusts have no business in the table."""
+    known = [log.origin for log in logs]
+    query = "SELECT origin, min(index), max(index) FROM audit_log WHERE origin NOT IN %(known)s"
+    for origin, first, last in client.execute(query + " GROUP BY origin", {"known": known}):
+        text = f"rows of log {origin!r}, which the trust file does not name"
+        yield LogReport(origin, findings=[Finding("unknown_origin", origin, first, last, text)])
+
+
+@dataclass(slots=True)
+class _LogCheck:
+    """One log on its way through the steps."""
+
+    client: Client
+    log: TrustedLog
+    accepted: dict[str, Any] | None
+    reconciler: Reconciler
+    report: LogReport = field(init=False)
+    roots: dict[int, bytes] = field(default_factory=dict)
+    chains: Chains = field(default_factory=Chains)
+    tree: Tree = field(default_factory=Tree)  # as the tiles have it
+    told: Tree | None = None  # as the rows have it, from the first record where they differ
+    upper: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    sealed_at: int = 0
+    intact_up_to: int = 0
+
+    def __post_init__(self) -> None:
+        self.report = LogReport(self.log.origin)
+
+    def begin(self) -> int:
+        """Step 1; returns how many records there are to check."""
+        query = "SELECT size, note FROM checkpoints WHERE origin = %(origin)s ORDER BY size, note"
+        for size, note in self.client.execute(query, {"origin": self.log.origin}):
+            try:
+                text, _ = open_note(note, self.log.keys)
+                checkpoint = Checkpoint.parse(text)
+            except NoteError as error:
+                self._find("signature", -1, -1, f"the checkpoint of size {size}: {error}")
+                continue
+            if checkpoint.origin != self.log.origin or checkpoint.size != size:
+                self._find("signature", -1, -1, f"the checkpoint of size {size} is another's")
+                continue
+            if self.roots.setdefault(size, checkpoint.root) != checkpoint.root:
+                self._find("fork", -1, -1, f"two different roots were signed for size {size}")
+        self.report.checkpoints = len(self.roots)
+        if not self.roots:
+            self._find("no_checkpoint", -1, -1, "the log has no checkpoint")
+        self.report.size = max(self.roots, default=0)
+        root = self.roots.get(self.report.size, b"")
+        self.report.root = base64.b64encode(root).decode()
+        if self.accepted:
+            self._expect(self.accepted)
+        return self.report.size
+
+    def _expect(self, accepted: dict[str, Any]) -> None:
+        """What was accepted before must still be there, at its place."""
+        size, root = accepted["size"], base64.b64decode(accepted["root"])
+        if size > self.report.size:
+            text = f"{size} records were accepted before; the newest checkpoint has"
+            self._find("rollback", self.report.size, size - 1, f"{text} {self.report.size}")
+        elif self.roots.setdefault(size, root) != root:
+            self._find("fork", -1, -1, f"size {size} was accepted before with another root")
+
+    def run(self) -> Iterator[int]:
+        """Steps 2 to 7; yields how many more records are done."""
+        size = self.report.size
+        for first in range(0, size, _CHUNK):
+            end = min(first + _CHUNK, size)
+            self._chunk(first, end)
+            yield end - first
+        self._upper_tiles()
+        self._unsealed()
+        self.report.writers = len(self.chains)
+
+    def _chunk(self, first: int, end: int) -> None:
+        told: list[bytes | None] = [None] * (end - first)
+        for record in rows.read(self.client, "audit_log", self.log.origin, first, end, _CHUNK):
+            self._record(record, first, told)
+        tiles = self._leaf_tiles(first, end)
+        missing = [first + place for place, value in enumerate(told) if value is None]
+        for begin, last in _runs(missing):
+            kind = "truncated" if last == self.report.size - 1 else "missing"
+            self._find(kind, begin, last, "not in the table, though the log was signed over it")
+        for place, (row, tile) in enumerate(zip(told, tiles, strict=True)):
+            if row is not None and tile is not None and row != tile:
+                self._find("changed", first + place, first + place, "not what was sealed here")
+        self._advance(first, end, told, tiles)
+
+    def _record(self, record: Record, first: int, told: list[bytes | None]) -> None:
+        index = record.get("index", 0)
+        assert isinstance(index, int)
+        value = leaf_hash(canonical(record))
+        if told[index - first] is not None:
+            self.report.doubles += 1
+            if told[index - first] != value:
+                self._find("conflict", index, index, "two different records claim this place")
+            return
+        told[index - first] = value
+        sealed_at = record.get("sealed_at", 0)
+        assert isinstance(sealed_at, int)
+        if sealed_at < self.sealed_at:
+            self._find("order", index, index, "was sealed before the record in front of it")
+        self.sealed_at = max(self.sealed_at, sealed_at)
+        for kind, text in self.chains.check(record):
+            self._find(kind, index, index, text)
+        self.reconciler.add(record)
+
+    def _leaf_tiles(self, first: int, end: int) -> list[bytes | None]:
+        """The leaf hashes in the log's tiles; None where there is no tile."""
+        query = (
+            "SELECT index, data FROM tiles WHERE origin = %(origin)s AND level = 0"
+            " AND index >= %(first)s AND index < %(end)s ORDER BY width"
+        )
+        bounds = {"first": first // TILE_WIDTH, "end": -(-end // TILE_WIDTH)}
+        hashes: list[bytes | None] = [None] * (end - first)
+        for index, data in self.client.execute(
+            query, {"origin": self.log.origin, **bounds}, settings={"strings_as_bytes": True}
+        ):
+            for number in range(min(len(data) // 32, TILE_WIDTH)):
+                place = index * TILE_WIDTH + number - first
+                if place < end - first:
+                    hashes[place] = data[32 * number : 32 * number + 32]
+        return hashes
+
+    def _advance(
+        self, first: int, end: int, told: list[bytes | None], tiles: list[bytes | None]
+    ) -> None:
+        """Step 4 for the leaves `first` to `end`: on to each checkpoint in them, and its root."""
+        sealed = [tile or row or b"\0" * 32 for tile, row in zip(tiles, told, strict=True)]
+        claimed = [row or tile or b"\0" * 32 for tile, row in zip(tiles, told, strict=True)]
+        if self.told is None and sealed != claimed:
+            self.told = self.tree.copy()
+        place = first
+        for stop in sorted({size for size in self.roots if first < size < end} | {end}):
+            part = slice(place - first, stop - first)
+            for tile in self.tree.append(sealed[part]):
+                if tile.level:
+                    self.upper[tile.level, tile.index] = tile.data
+            if self.told:
+                self.told.append(claimed[part])
+            if stop in self.roots:
+                self._check_root(stop)
+            place = stop
+
+    def _check_root(self, size: int) -> None:
+        signed = self.roots[size]
+        by_tiles = self.tree.root() == signed
+        by_rows = self.told.root() == signed if self.told else by_tiles
+        if by_rows and not by_tiles:
+            text = "the tiles differ from what was signed; the records do not"
+            self._find("tiles", self.intact_up_to, size - 1, text)
+        elif not by_tiles:
+            text = "records and tiles differ from what was signed: the root is another"
+            self._find("root", self.intact_up_to, size - 1, text)
+        if by_rows or by_tiles:
+            self.intact_up_to = size
+
+    def _upper_tiles(self) -> None:
+        """Step 6: the stored tiles above the leaves, against the recomputed."""
+        for tile in self.tree.partial_tiles():
+            if tile.level:
+                self.upper[tile.level, tile.index] = tile.data
+        query = "SELECT level, index, data FROM tiles WHERE origin = %(origin)s AND level > 0"
+        for level, index, data in self.client.execute(
+            query, {"origin": self.log.origin}, settings={"strings_as_bytes": True}
+        ):
+            known = self.upper.get((level, index), b"")
+            if not known.startswith(data) and not self.report.findings:
+                width = TILE_WIDTH**level
+                first = index * TILE_WIDTH * width
+                last = min(first + TILE_WIDTH * width, self.report.size) - 1
+                self._find("tiles", first, last, f"tile {index} of level {level} is another")
+
+    def _unsealed(self) -> None:
+        """Step 7. A receiver at work seals within seconds; what stays uncovered is not its own."""
+        until = time.monotonic() + _UNSEALED_SECONDS
+        beyond = (
+            "SELECT min(index), max(index), count() FROM audit_log"
+            " WHERE origin = %(origin)s AND index >= %(size)s"
+        )
+        newest = "SELECT max(size) FROM checkpoints WHERE origin = %(origin)s"
+        values: dict[str, Any] = {"origin": self.log.origin, "size": self.report.size}
+        while True:
+            [(first, last, count)] = self.client.execute(beyond, values)
+            if not count:
+                return
+            [(size,)] = self.client.execute(newest, {"origin": self.log.origin})
+            if size > last:
+                return
+            if time.monotonic() > until:
+                self._find("unsealed", max(first, size), last, "rows that no checkpoint covers")
+                return
+            time.sleep(0.5)
+
+    def _find(self, kind: str, first: int, last: int, text: str) -> None:
+        if len(self.report.findings) < MAX_FINDINGS:
+            self.report.findings.append(Finding(kind, self.log.origin, first, last, text))
+        else:
+            self.report.more_findings += 1
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Consecutive numbers as (first, last)."""
+    begin = 0
+    for place in range(1, len(numbers) + 1):
+        if place == len(numbers) or numbers[place] != numbers[place - 1] + 1:
+            yield numbers[begin], numbers[place - 1]
+            begin = place
