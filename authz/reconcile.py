@@ -42,6 +42,7 @@ class Tally:
     accesses: int = 0
     matched: int = 0
     rejected_by_envoy: int = 0
+    unanswered: int = 0
     pending: int = 0
     gaps: list[Gap] = field(default_factory=list)
 
@@ -56,12 +57,18 @@ class Reconciler:
     - ``bypass``: an access that reached a service and names no decision.
     - ``denied_but_reached``: denied, yet the service was reached.
     - ``disagrees``: the access repeats the decision's verdict wrongly.
+
+    A client that goes away while the Check runs, or a Check that Envoy gives up, leaves an access
+    that names no decision and reached nothing. If its `request_id` is an unmatched decision's, that
+    decision was `unanswered`: no gap, since nobody got at anything by it.
     """
 
     def __init__(self, grace_seconds: float = 60) -> None:
         self._grace = int(grace_seconds * _SECOND)
         self._decided: dict[str, _Half] = {}
         self._accessed: dict[str, _Half] = {}
+        self._asked: dict[str, str] = {}  # request id to decision id, of `_decided`
+        self._ended: dict[str, int] = {}  # request id to time sealed, of accesses without decision
         self._newest = 0
         self.tally = Tally()
 
@@ -95,26 +102,48 @@ class Reconciler:
         else:
             self.tally.denied += 1
         access = self._accessed.pop(decision_id, None)
+        request_id = str(record.get("request_id", ""))
         if access:
             self._match(decision_id, half, access)
+        elif request_id and self._ended.pop(request_id, None) is not None:
+            self._unanswered()
         else:
             self._decided[decision_id] = half
+            if request_id:
+                self._asked[request_id] = decision_id
 
     def _access(self, record: Record) -> None:
         self.tally.accesses += 1
         half = self._half(record)
         decision_id = str(record.get("decision_id", ""))
+        request_id = str(record.get("request_id", ""))
+        asked = self._asked.pop(request_id, "")
         if not decision_id:
             if half.reached:
                 self.tally.gaps.append(Gap("bypass", half.origin, half.index))
             else:
-                self.tally.rejected_by_envoy += 1
+                self._ended_by_envoy(request_id, half, self._decided.pop(asked, None))
             return
         decided = self._decided.pop(decision_id, None)
         if decided:
             self._match(decision_id, decided, half)
         else:
             self._accessed[decision_id] = half
+
+    def _ended_by_envoy(self, request_id: str, half: _Half, decided: _Half | None) -> None:
+        self.tally.rejected_by_envoy += 1
+        if decided:
+            self._unanswered()
+        elif request_id:
+            self._ended[request_id] = half.sealed_at
+            oldest = next(iter(self._ended))
+            while self._ended[oldest] < half.sealed_at - self._grace:
+                del self._ended[oldest]
+                oldest = next(iter(self._ended))
+
+    def _unanswered(self) -> None:
+        self.tally.rejected_by_envoy -= 1
+        self.tally.unanswered += 1
 
     def _match(self, decision_id: str, decided: _Half, access: _Half) -> None:
         self.tally.matched += 1

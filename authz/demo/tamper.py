@@ -13,7 +13,8 @@ _COPY = "authz_tampered"
 _TABLES = ("audit_log", "checkpoints", "tiles")
 _NOW = {"mutations_sync": 1}
 
-_Attempt = tuple[str, str, str, int]  # kind, what was done, the finding expected and its place
+# kind, what was done, the finding expected, its place
+_Attempt = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True, slots=True)

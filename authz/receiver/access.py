@@ -37,9 +37,10 @@ def access_record(
     values["kind"] = "access"
     values["schema"] = SCHEMA_VERSION
     values["writer"] = f"envoy:{node}"
-    if "decision_id" in entry:
-        values["decision_id"] = entry["decision_id"]
-        decided = entry.get("authz", {})
+    said = entry.get("authz", {})
+    if "decision_id" in said:
+        values["decision_id"] = said["decision_id"]
+        decided = said.get("authz", {})
         values |= {name: decided[name] for name in DECIDED if name in decided}
     elif "raw_path" in entry:
         resource = resources.read(str(entry.get("method", "")), entry["raw_path"])

@@ -69,7 +69,6 @@ class _Check:
     facts: Facts
     resource: Resource
     note: str = ""  # what went wrong, for the record only
-    recorded: bool = False
 
 
 class CheckService:
@@ -123,11 +122,10 @@ class CheckService:
             verdict = await self._decide(check, request, until)
             record = self._record(check, verdict)
             enforced = self._enforced(verdict)
-            await self._keep(check, record, until)
+            await self._keep(record, until)
         except asyncio.CancelledError:
-            if not check.recorded:
-                gone = denial(503, "client_gone")
-                self._keeper.submit_unawaited(self._record(check, gone))
+            # Nobody gets this answer. If a record is on its way already, this one comes after it.
+            self._keeper.submit_unawaited(self._record(check, denial(503, "client_gone")))
             raise
         except TimeoutError:
             # The record on its way may say allowed. This one, of the same decision, comes after it.
@@ -166,10 +164,9 @@ class CheckService:
             logger.error("no decision", error=check.note, decision_id=check.decision_id)
             return denial(503, "policy_unavailable")
 
-    async def _keep(self, check: _Check, record: Record, until: float) -> None:
+    async def _keep(self, record: Record, until: float) -> None:
         """Returns once `record` is on disk."""
         durable = self._keeper.submit(dict(record))
-        check.recorded = True
         async with asyncio.timeout_at(until):
             await durable
 

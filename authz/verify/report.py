@@ -52,6 +52,7 @@ class Report:
     allowed: int = 0
     denied: int = 0
     rejected_by_envoy: int = 0
+    unanswered: int = 0
     pending: int = 0
     gaps: dict[str, int] = field(default_factory=dict)
     seconds: float = 0

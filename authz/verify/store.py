@@ -35,6 +35,10 @@ from authz.verify.report import MAX_FINDINGS, Finding, LogReport, Report
 
 _CHUNK = 64 * TILE_WIDTH
 _UNSEALED_SECONDS = 10
+_TALLIED = (
+    "decisions", "accesses", "matched", "allowed", "denied", "rejected_by_envoy", "unanswered",
+    "pending",
+)  # fmt: skip
 
 Progress = Callable[[int, int], None]
 State = dict[str, dict[str, Any]]
@@ -67,15 +71,7 @@ def verify_store(
             accepted[check.report.origin] = {"size": check.report.size, "root": check.report.root}
     report.logs.extend(_unknown_logs(client, logs))
     tally = reconciler.finish()
-    for name in (
-        "decisions",
-        "accesses",
-        "matched",
-        "allowed",
-        "denied",
-        "rejected_by_envoy",
-        "pending",
-    ):
+    for name in _TALLIED:
         setattr(report, name, getattr(tally, name))
     report.gaps = dict(Counter(gap.kind for gap in tally.gaps))
     report.seconds = time.monotonic() - begun
