@@ -57,8 +57,8 @@ def _copy(client: Client) -> None:
 def _changed_row(copy: Client, origin: str, _size: int) -> _Attempt:
     """Somebody lets another person have looked."""
     query = (
-        "SELECT index, subject FROM audit_log WHERE kind = 'access' AND allowed AND origin = %(origin)s"
-        " ORDER BY index LIMIT 1"
+        "SELECT index, subject FROM audit_log"
+        " WHERE kind = 'access' AND allowed AND origin = %(origin)s ORDER BY index LIMIT 1"
     )
     [(index, subject)] = copy.execute(query, {"origin": origin})
     statement = (

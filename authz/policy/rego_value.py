@@ -58,7 +58,10 @@ def _object(handle: Any) -> dict[str, object]:
 
 
 def _text(value: str) -> str:
-    """Text that came from the input is held escaped as in JSON; text that a builtin made is not."""
+    """Text is held as in JSON, escaped and (from some builtins) in its quotes; text that other
+    builtins made is held as it is."""
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        value = value[1:-1]
     if "\\" not in value:
         return value
     try:
