@@ -4,12 +4,13 @@ Every key has its meaning beside it; ``authz config`` prints them. A key or valu
 an error that names it, its line and the mend.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -19,12 +20,32 @@ from pydantic_settings import (
 
 from authz.errors import UsageError
 
+
+def _form(pattern: str, wanted: str) -> AfterValidator:
+    """Text of this form; the error says what is wanted, with an example."""
+    form = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if not form.fullmatch(value):
+            raise ValueError(f"want {wanted}, not {value!r}")
+        return value
+
+    return AfterValidator(check)
+
+
 Address = Annotated[
     str,
-    StringConstraints(pattern=r"^(unix:///.+|\[[0-9a-fA-F:.]+\]:\d{1,5}|[^:/\s\[\]]+:\d{1,5})$"),
+    _form(
+        r"unix:///.+|\[[0-9a-fA-F:.]+\]:\d{1,5}|[^:/\s\[\]]+:\d{1,5}",
+        "host:port (127.0.0.1:9191, [::1]:9191) or unix:///path",
+    ),
 ]
-Decision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(/[A-Za-z_]\w*)+$")]
-Origin = Annotated[str, StringConstraints(pattern=r"^[^\s+]+$", max_length=200)]
+Decision = Annotated[
+    str, _form(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)+", "package and rule, such as envoy/authz/allow")
+]
+Origin = Annotated[
+    str, _form(r"[^\s+]{1,200}", "a name without spaces or '+', such as <cluster>/<receiver>")
+]
 
 
 class _Section(BaseModel):
@@ -38,11 +59,9 @@ class ExtAuthz(_Section):
     policy: str = Field(
         "", description="a directory, .rego file or bundle .tar.gz (embedded engine)"
     )
-    decision: Decision = Field("envoy/authz/allow", description="path of the decision, / for .")
+    decision: Decision = Field("envoy/authz/allow", description="package and rule, with / for .")
     receiver: Address | None = Field(None, description="where decisions are sent")
-    metrics: Address | None = Field(
-        None, description="host:port of Prometheus metrics and /healthz"
-    )
+    metrics: Address | None = Field(None, description="host:port of Prometheus metrics")
     timeout_ms: int = Field(
         250,
         ge=60,
@@ -65,12 +84,9 @@ class Receiver(_Section):
 
     listen: Address = Field("127.0.0.1:9292", description="host:port or unix:///path to listen on")
     origin: Origin | None = Field(None, description="the log's name, <cluster>/<receiver>")
-    metrics: Address | None = Field(
-        None, description="host:port of Prometheus metrics and /healthz"
-    )
+    metrics: Address | None = Field(None, description="host:port of Prometheus metrics")
     batch_rows: int = Field(10_000, ge=1, le=1_000_000, description="rows of one insert, at most")
     batch_seconds: float = Field(1.0, gt=0, le=60, description="age at which a batch is sealed")
-    max_message_bytes: int = Field(16 << 20, ge=1 << 16, description="largest gRPC message read")
 
 
 class Journal(_Section):
@@ -157,16 +173,13 @@ def _explain(path: Path | None, root: yaml.Node | None, error: Any) -> str:
     place = [str(part) for part in error["loc"] if not re.search(r"[\[(]", str(part))]
     key = ".".join(place)
     line = _line(root, place)
-    where = f"{path}, line {line}: " if line else "option or environment: "
+    where = f"{path}, line {line}: " if line else ""
     if error["type"] == "extra_forbidden":
         section = Config.model_fields.get(place[0]) if len(place) > 1 else None
         model: Any = section.annotation if section else Config
         known = ", ".join(sorted(getattr(model, "model_fields", Config.model_fields)))
         return f"{where}{key} is no key here; known: {known}"
-    mend = error["msg"]
-    if error["type"] == "string_pattern_mismatch":
-        mend = f"{error['input']!r} does not have the form {error['ctx']['pattern']}"
-    return f"{where}{key}: {mend}"
+    return f"{where}{key}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _line(node: yaml.Node | None, place: list[str]) -> int | None:
@@ -181,3 +194,23 @@ def _line(node: yaml.Node | None, place: list[str]) -> int | None:
         key, node = pairs[part]
         line = key.start_mark.line + 1
     return line
+
+
+def describe() -> str:
+    """Every key with its default and meaning, as a YAML file to start from."""
+    lines = ["# Every key with its default. Environment: AUTHZ_<SECTION>__<KEY>, in capitals."]
+    for name, field in Config.model_fields.items():
+        if isinstance(field.default, _Section):
+            model = type(field.default)
+            lines += ["", f"# {model.__doc__}", f"{name}:"]
+            for key, inner in model.model_fields.items():
+                lines.append(_described(f"  {key}", inner.default, inner.description))
+        else:
+            lines.append(_described(name, field.default, field.description))
+    return "\n".join(lines) + "\n"
+
+
+def _described(key: str, default: Any, description: str | None) -> str:
+    value = str(default) if isinstance(default, Path) else default
+    shown = json.dumps(list(value) if isinstance(value, tuple) else value)
+    return f"{key}: {shown}  # {description}"

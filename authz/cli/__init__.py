@@ -1,5 +1,6 @@
 """The command line: ``authz``. One file per group of commands."""
 
+import os
 import sys
 
 from authz.cli import demo, serve, verify  # noqa: F401 - each registers its commands
@@ -9,6 +10,8 @@ from authz.errors import AuthzError
 
 def main() -> None:
     """Run a command; an error a user can mend is one line on standard error, and its exit code."""
+    # gRPC's C core writes to standard error by itself; what matters comes back as an exception.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app(prog_name="authz")
     except AuthzError as error:

@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from authz.cli.app import Json, app
+from authz.cli.app import ConfigFile, Json, app
 from authz.errors import UsageError
 
 
 @app.command()
 def demo(
+    file: ConfigFile = None,
     requests: Annotated[int, typer.Option(min=0, help="Requests that reach a decision.")] = 600,
     seconds: Annotated[
         float | None, typer.Option(min=0.1, help="Send for at most this long.")
@@ -45,7 +46,7 @@ def demo(
     console = Console(stderr=as_json, highlight=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _directory(data_dir) as directory:
-        run = Demo(directory, _Progress(console))
+        run = Demo(directory, _Progress(console), file)
         try:
             run.start()
             result = run.run(requests, seconds) if requests else None
@@ -153,8 +154,8 @@ def _suggest(addresses: dict[str, Any], console: Console) -> None:
     chart = f"{addresses['envoy']}/fhir/Patient/p-0001"
     user, password, host, port = run_parts(addresses["store"])
     sql = (
-        "SELECT time, subject, roles, allowed, reason, path, status, decision_id"
-        " FROM requests ORDER BY time DESC LIMIT 5"
+        "SELECT toString(time) AS at, subject, roles, reason, path, status, decision_id"
+        " FROM requests ORDER BY at DESC LIMIT 5"
     )
     lines = {
         "a physician of the care team (200)": ["alder", chart],

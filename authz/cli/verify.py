@@ -1,4 +1,4 @@
-"""``authz verify`` and ``authz migrate``."""
+"""``authz verify``, ``authz migrate``, ``authz config``."""
 
 import json
 import sys
@@ -65,6 +65,20 @@ def migrate(file: ConfigFile = None, store: Store = None) -> None:
     except QUERY_ERRORS as error:
         raise explain(error, url) from None
     print(f"schema {migrations.VERSION}: " + ("migrated" if applied else "nothing to do"))
+
+
+@app.command("config")
+def config_command(
+    file: Annotated[
+        Path | None, typer.Option("--config", help="Check this file instead of printing one.")
+    ] = None,
+) -> None:
+    """Print every configuration key with its default and meaning, or check a file."""
+    if file is None:
+        print(config.describe(), end="")
+    else:
+        config.load(file)
+        print(f"{file}: good")
 
 
 def show(report: Report, console: Console) -> None:

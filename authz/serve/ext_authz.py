@@ -10,7 +10,7 @@ import structlog
 
 from authz.config import Config
 from authz.errors import UsageError
-from authz.journal.chain import Chain, Identity, load_identity, notice
+from authz.journal.chain import Chain, load_identity, notice
 from authz.journal.commit import Committer
 from authz.journal.forward import Forwarder
 from authz.journal.segments import Journal
@@ -35,40 +35,23 @@ async def serve(config: Config) -> None:
     close_standard_output()
     engine = _engine(options.policy, options.decision)
     await engine.start()
-    directory = config.data_dir
-    try:
-        journal = Journal(
-            directory / "journal",
-            max_bytes=config.journal.max_bytes,
-            sync=config.journal.durability == "fsync",
-        )
-        identity = load_identity(directory / "writer.json")
-    except OSError as error:
-        raise UsageError(
-            f"--data-dir {directory}: {error.strerror}; choose a directory this user may write"
-        ) from None
-    key = load_key(config.privacy.key or directory / "privacy.key")
-    chain = Chain(identity.writer, journal)
-    committer: Committer[Record] = Committer(journal, chain)
+    writer = _Writer(config, engine)
+    key = load_key(config.privacy.key or config.data_dir / "privacy.key")
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
-    service = CheckService(options, engine, committer, key, resources)
-    writer = _Writer(identity, chain, committer, journal, engine)
+    service = CheckService(options, engine, writer.committer, key, resources)
     health = grpc_server.Health([_SERVICE])
     grpc_server.serve_metrics(options.metrics)
     DRY_RUN.set(int(options.dry_run))
     server = await grpc_server.start(options.listen, service.handlers(), health)
-    await committer.submit(identity.start_notice(_now_us(), version("authz")))
+    await writer.start()
     await health.set(True)
     loops: list[Callable[[], Awaitable[None]]] = [
         engine.watch,
-        lambda: writer.sign_heads(options.head_seconds),
+        writer.sign_heads,
         lambda: writer.watch(health),
     ]
-    forwarder = None
-    if options.receiver:
-        durable = asyncio.Event()
-        committer.on_durable.append(durable)
-        forwarder = Forwarder(journal, identity, key.id, options.receiver, durable)
+    forwarder = writer.forwarder(options.receiver, key.id) if options.receiver else None
+    if forwarder:
         loops.append(forwarder.run)
     else:
         logger.warning("no --receiver: decisions stay in the journal, and it only grows")
@@ -83,13 +66,12 @@ async def serve(config: Config) -> None:
             await health.set(False)
             await server.stop(_GRACE_SECONDS)
             writer.sign_head()
-            await committer.drain()
-            left = await forwarder.drain(_DRAIN_SECONDS) if forwarder else journal.next - 1
+            await writer.committer.drain()
+            left = await forwarder.drain(_DRAIN_SECONDS) if forwarder else writer.journal.next - 1
             logger.info("ext-authz stopped", left_in_journal=left)
             await running.cancel()
     engine.close()
-    committer.close()
-    journal.close()
+    writer.close()
 
 
 def _engine(policy: str, decision: str) -> EmbeddedEngine:
@@ -99,31 +81,52 @@ def _engine(policy: str, decision: str) -> EmbeddedEngine:
 
 
 class _Writer:
-    """What the writer does beside answering: vouch for its chain, say which policy is in force."""
+    """This instance as a writer: its journal and chain, and what it says of itself in them."""
 
-    def __init__(
-        self, identity: Identity, chain: Chain, committer: Committer[Record], journal: Journal,
-        engine: EmbeddedEngine,
-    ) -> None:  # fmt: skip
-        self._identity = identity
-        self._chain = chain
-        self._committer = committer
-        self._journal = journal
+    def __init__(self, config: Config, engine: EmbeddedEngine) -> None:
+        directory = config.data_dir
+        try:
+            self.journal = Journal(
+                directory / "journal",
+                max_bytes=config.journal.max_bytes,
+                sync=config.journal.durability == "fsync",
+            )
+            self._identity = load_identity(directory / "writer.json")
+        except OSError as error:
+            raise UsageError(
+                f"--data-dir {directory}: {error.strerror}; choose a directory this user may write"
+            ) from None
+        self._chain = Chain(self._identity.writer, self.journal)
+        self.committer: Committer[Record] = Committer(self.journal, self._chain)
         self._engine = engine
+        self._head_seconds = config.ext_authz.head_seconds
         self._signed = 0
         self._revision = ""
 
-    async def sign_heads(self, seconds: float) -> None:
+    async def start(self) -> None:
+        """Announce the key that signs this writer's heads."""
+        await self.committer.submit(self._identity.start_notice(_now_us(), version("authz")))
+
+    def forwarder(self, receiver: str, privacy_key_id: str) -> Forwarder:
+        durable = asyncio.Event()
+        self.committer.on_durable.append(durable)
+        return Forwarder(self.journal, self._identity, privacy_key_id, receiver, durable)
+
+    def close(self) -> None:
+        self.committer.close()
+        self.journal.close()
+
+    async def sign_heads(self) -> None:
         """Sign the chain's head every so often, if it moved."""
         while True:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(self._head_seconds)
             self.sign_head()
 
     def sign_head(self) -> None:
         seq, head = self._chain.place
         if seq > self._signed:
             self._signed = seq + 1  # the notice itself does not count as a move
-            self._committer.submit_unawaited(self._identity.head_notice(_now_us(), seq, head))
+            self.committer.submit_unawaited(self._identity.head_notice(_now_us(), seq, head))
 
     async def watch(self, health: grpc_server.Health) -> None:
         """Keep health and metrics true, and record each policy revision that comes into force."""
@@ -133,9 +136,9 @@ class _Writer:
                 POLICY.clear()
                 POLICY.labels(self._revision).set(1)
                 details = {"revision": self._revision}
-                self._committer.submit_unawaited(notice("policy_loaded", _now_us(), details))
-            JOURNAL_FILL.set(self._journal.fill)
-            healthy = not self._committer.failing and self._journal.fill < 1
+                self.committer.submit_unawaited(notice("policy_loaded", _now_us(), details))
+            JOURNAL_FILL.set(self.journal.fill)
+            healthy = not self.committer.failing and self.journal.fill < 1
             if healthy != health.serving:
                 logger.warning("health changed", serving=healthy)
                 await health.set(healthy)

@@ -39,8 +39,10 @@ async def serve(config: Config) -> None:
     """Run until SIGTERM. Raises `AuthzError` for what a user can mend."""
     if config.store is None:
         raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
-    client = _open_store(config.store)
     directory = config.data_dir
+    client = connect(config.store)
+    if not (directory / "state.json").exists():
+        _migrate(client, config.store)  # a first start says at once what is wrong with the store
     try:
         journal = Journal(
             directory / "journal",
@@ -56,7 +58,7 @@ async def serve(config: Config) -> None:
     log = Log(directory, journal, signer)
     write_trust(directory / "trust.yaml", [signer])
     committer: Committer[list[Record]] = Committer(journal, log)
-    sealer = Sealer(config, log, StoreWriter(client, log.origin), committer)
+    sealer = Sealer(config, log, client, committer)
     key = _privacy_key(config, log)
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
     intake = Intake(log, committer, resources, key)
@@ -92,13 +94,15 @@ class Sealer:
     """Moves what is in the journal into ClickHouse, batch by batch, until told to stop."""
 
     def __init__(
-        self, config: Config, log: Log, writer: StoreWriter, committer: Committer[list[Record]]
+        self, config: Config, log: Log, client: Client, committer: Committer[list[Record]]
     ) -> None:
         self._rows = config.receiver.batch_rows
         self._seconds = config.receiver.batch_seconds
         self._store = config.store or ""
         self._log = log
-        self._writer = writer
+        self._client = client
+        self._writer = StoreWriter(client, log.origin)
+        self._migrated = False
         self._durable = asyncio.Event()
         self._durable.set()
         committer.on_durable.append(self._durable)
@@ -144,6 +148,9 @@ class Sealer:
         metrics.WAITING.set(self._log.waiting())
 
     def _put(self, batch: Batch) -> None:
+        if not self._migrated:
+            migrations.migrate(self._client)
+            self._migrated = True
         self._writer.put(batch.first, batch.records, batch.tiles, batch.note)
 
     def _complain(self, state: object) -> None:
@@ -154,15 +161,13 @@ class Sealer:
         logger.error("cannot store; the journal holds it", error=text, waiting=self._log.waiting())
 
 
-def _open_store(url: str) -> Client:
-    client = connect(url)
+def _migrate(client: Client, url: str) -> None:
     try:
         applied = migrations.migrate(client)
     except QUERY_ERRORS as error:
         raise explain(error, url) from None
     for version in applied:
         logger.info("schema migrated", version=version)
-    return client
 
 
 def load_log_key(path: Path, origin: str | None) -> Signer:
