@@ -22,11 +22,10 @@ import structlog
 
 from authz.errors import UsageError
 from authz.policy import source
+from authz.policy.limits import refusals
 from authz.policy.verdict import UNDEFINED, PolicyError
 
 _WATCH_SECONDS = 0.25
-# What policies use that rego-cpp lacks: it would be undefined at the first request.
-_LACKING = re.compile(r"\b(http\.send|net\.cidr_\w+|json\.match_schema|rego\.parse_module)\s*\(")
 
 logger = structlog.get_logger()
 
@@ -83,10 +82,8 @@ class EmbeddedEngine:
     def _load(self) -> None:
         policy = source.load(self._path)
         for name, text in policy.modules.items():
-            if found := _LACKING.search(text):
-                raise UsageError(
-                    f"--policy {name}: {found[1]} is not in the embedded engine; use an OPA server"
-                )
+            for refusal in refusals(text):
+                raise UsageError(f"--policy {name}: {refusal}; or use an OPA server")
         self._prepared = _Prepared(policy, self._query)
         self.revision = policy.revision
 
