@@ -3,7 +3,7 @@
 import asyncio
 import time
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,6 +80,32 @@ class Result:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What the table holds; a data directory may have been used before."""
+
+    decisions: int
+    accesses: int
+    allowed: int = 0
+    rejected: int = 0
+    stored: int = 0
+
+    def __sub__(self, other: "_Counts") -> "_Counts":
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return _Counts(*(mine - theirs for mine, theirs in pairs))
+
+
+def _counts(client: Client) -> _Counts:
+    query = (
+        "SELECT countIf(kind = 'decision'), countIf(kind = 'access'),"
+        " countIf(kind = 'decision' AND allowed), countIf(kind = 'access' AND decision_id = '')"
+        " FROM audit_log"
+    )
+    [row] = client.execute(query)
+    [(stored,)] = client.execute("SELECT count() FROM requests WHERE decision_id != ''")
+    return _Counts(*row, stored)
+
+
 class Demo:
     """The stack in `directory`, and what is done with it."""
 
@@ -124,15 +150,16 @@ class Demo:
             raise explain(error, self.stack.store) from None
 
     def _run(self, client: Client, requests: int, seconds: float | None) -> Result:
+        before = _counts(client)
         sent = self._send(requests, seconds)
         self._progress.say("waiting for Envoy's access logs")
-        self._settle(client, sent)
+        self._settle(client, before, sent)
         logs = load_trust(self.stack.trust)
         accepted: State = {}
         with self._progress.count("verifying every record", 1) as update:
             report = verify_store(client, logs, accepted, lambda done, _all: update(done))
         self._progress.say(f"verified {report.records} records")
-        result = self._result(client, sent, report)
+        result = self._result(_counts(client) - before, sent, report)
         result.checkpoint = self._checkpoint(client)
         result.table = self._table(client)
         if report.verified:
@@ -159,27 +186,31 @@ class Demo:
         self._progress.say(f"{sent.decided + sent.rejected} requests answered")
         return sent
 
-    def _settle(self, client: Client, sent: traffic.Sent) -> None:
+    def _settle(self, client: Client, before: _Counts, sent: traffic.Sent) -> None:
         """Envoy flushes its access log every second; wait until all of it is stored."""
-        want = (sent.decided, sent.decided + sent.rejected)
+        want = _Counts(
+            before.decisions + sent.decided, before.accesses + sent.decided + sent.rejected
+        )
         deadline = time.monotonic() + _SETTLE_SECONDS
         while time.monotonic() < deadline:
-            query = "SELECT countIf(kind = 'decision'), countIf(kind = 'access') FROM audit_log"
-            [have] = client.execute(query)
-            if have >= want:
+            query = (
+                "SELECT countIf(kind = 'decision'), countIf(kind = 'access'),"
+                " (SELECT max(size) FROM checkpoints) > max(index) FROM audit_log"
+            )
+            [(decisions, accesses, covered)] = client.execute(query)
+            if decisions >= want.decisions and accesses >= want.accesses and covered:
                 return
             time.sleep(0.1)
 
-    def _result(self, client: Client, sent: traffic.Sent, report: Report) -> Result:
-        [(stored,)] = client.execute("SELECT count() FROM requests WHERE decision_id != ''")
+    def _result(self, found: "_Counts", sent: traffic.Sent, report: Report) -> Result:
         return Result(
             sent=sent.decided,
-            decisions=report.decisions,
-            accesses=report.accesses - report.rejected_by_envoy,
-            rejected_by_envoy=report.rejected_by_envoy,
-            stored=stored,
-            allowed=report.allowed,
-            denied=report.denied,
+            decisions=found.decisions,
+            accesses=found.accesses - found.rejected,
+            rejected_by_envoy=found.rejected,
+            stored=found.stored,
+            allowed=found.allowed,
+            denied=found.decisions - found.allowed,
             gaps=sum(report.gaps.values()) + report.pending,
             verified=report.verified,
             records=report.records,

@@ -23,6 +23,7 @@ _BATCH = 1000
 _BATCH_BYTES = 2 << 20
 _IN_FLIGHT = 4  # batches sent and not acknowledged
 _PATIENCE_SECONDS = 30  # without an acknowledgement, the stream is given up and begun anew
+_CUT = (grpc.RpcError, asyncio.InvalidStateError)  # what a write raises when the stream has ended
 _FOR_GOOD = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.DATA_LOSS)
 
 UNSENT = Gauge("authz_writer_unacknowledged", "Records the receiver has not acknowledged")
@@ -91,13 +92,16 @@ class Forwarder:
             self._welcome(answer.welcome)
             CONNECTED.set(1)
             sending = asyncio.create_task(self._send(call))
+            receiving = asyncio.create_task(self._receive(call))
             try:
-                async for message in _patiently(call, self._outstanding):
-                    self._ack(message.ack.seq)
-                raise await _ended(call)
+                await asyncio.wait([sending, receiving], return_when=asyncio.FIRST_COMPLETED)
+                if sending.done() and not isinstance(sending.exception(), _CUT):
+                    sending.result()  # not the stream, but something of ours: that ends the process
+                await receiving
             finally:
                 sending.cancel()
-                await asyncio.gather(sending, return_exceptions=True)
+                receiving.cancel()
+                await asyncio.gather(sending, receiving, return_exceptions=True)
 
     def _hello(self) -> pb.Hello:
         return pb.Hello(
@@ -137,6 +141,11 @@ class Forwarder:
                     await self._progress.wait()
         finally:
             reader.close()
+
+    async def _receive(self, call: Any) -> None:
+        async for message in _patiently(call, self._outstanding):
+            self._ack(message.ack.seq)
+        raise await _ended(call)
 
     def _outstanding(self) -> bool:
         return self._sent > self._acked

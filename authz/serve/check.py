@@ -143,7 +143,7 @@ class CheckService:
             message = CheckRequest.FromString(request)
             check.facts = facts(message)
             if not check.facts.has_http and not self._config.tcp:
-                return denial(403, "bad_request")
+                return denial(400, "bad_request")
             check.resource = self._resources.read(check.facts.method, check.facts.path)
             if self._deny_unsafe and unsafe_path(check.facts.path):
                 return denial(400, "unsafe_path")

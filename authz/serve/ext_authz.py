@@ -63,7 +63,7 @@ async def serve(config: Config) -> None:
         try:
             await running.until(stopped)
         finally:
-            await health.set(False)
+            await health.leave()
             await server.stop(_GRACE_SECONDS)
             writer.sign_head()
             await writer.committer.drain()
@@ -138,10 +138,7 @@ class _Writer:
                 details = {"revision": self._revision}
                 self.committer.submit_unawaited(notice("policy_loaded", _now_us(), details))
             JOURNAL_FILL.set(self.journal.fill)
-            healthy = not self.committer.failing and self.journal.fill < 1
-            if healthy != health.serving:
-                logger.warning("health changed", serving=healthy)
-                await health.set(healthy)
+            await health.set(not self.committer.failing)
             await asyncio.sleep(0.5)
 
 

@@ -33,17 +33,26 @@ class Health:
         self._servicer = health.aio.HealthServicer()  # type: ignore[attr-defined] # the stubs lag
         self._services = ["", *services]
         self.serving = False
+        self._leaving = False
 
     def add_to(self, server: grpc.aio.Server) -> None:
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def set(self, serving: bool) -> None:
+        if serving == self.serving or self._leaving:
+            return
         self.serving = serving
+        logger.info("health changed", serving=serving)
         status = health_pb2.HealthCheckResponse.SERVING
         if not serving:
             status = health_pb2.HealthCheckResponse.NOT_SERVING
         for service in self._services:
             await self._servicer.set(service, status)
+
+    async def leave(self) -> None:
+        """Not serving, for good: the process is about to end."""
+        await self.set(False)
+        self._leaving = True
 
 
 async def start(

@@ -72,11 +72,11 @@ async def serve(config: Config) -> None:
         store=name_of(config.store), size=journal.next,
     )  # fmt: skip
     async with grpc_server.until_stopped() as stopped:
-        running = grpc_server.Loops(sealer.run)
+        running = grpc_server.Loops(sealer.run, lambda: _watch(committer, journal, health))
         try:
             await running.until(stopped)
         finally:
-            await health.set(False)
+            await health.leave()
             await server.stop(_GRACE_SECONDS)
             await intake.settle()
             await committer.drain()
@@ -88,6 +88,16 @@ async def serve(config: Config) -> None:
     committer.close()
     journal.close()
     client.disconnect()
+
+
+async def _watch(
+    committer: Committer[list[Record]], journal: Journal, health: grpc_server.Health
+) -> None:
+    """Keep health and metrics true: without its journal the receiver takes nothing in."""
+    while True:
+        metrics.JOURNAL_FILL.set(journal.fill)
+        await health.set(not committer.failing)
+        await asyncio.sleep(0.5)
 
 
 class Sealer:

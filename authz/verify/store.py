@@ -109,8 +109,7 @@ class _LogCheck:
 
     def begin(self) -> int:
         """Step 1; returns how many records there are to check."""
-        query = "SELECT size, note FROM checkpoints WHERE origin = %(origin)s ORDER BY size, note"
-        for size, note in self.client.execute(query, {"origin": self.log.origin}):
+        for size, note in self._checkpoints():
             try:
                 text, _ = open_note(note, self.log.keys)
                 checkpoint = Checkpoint.parse(text)
@@ -131,6 +130,18 @@ class _LogCheck:
         if self.accepted:
             self._expect(self.accepted)
         return self.report.size
+
+    def _checkpoints(self) -> list[tuple[int, str]]:
+        """All of the log's; a log whose first rows are only just there gets its first soon."""
+        query = "SELECT size, note FROM checkpoints WHERE origin = %(origin)s ORDER BY size, note"
+        any_row = "SELECT 1 FROM audit_log WHERE origin = %(origin)s LIMIT 1"
+        values = {"origin": self.log.origin}
+        until = time.monotonic() + _UNSEALED_SECONDS
+        while True:
+            found: list[tuple[int, str]] = self.client.execute(query, values)
+            if found or time.monotonic() > until or not self.client.execute(any_row, values):
+                return found
+            time.sleep(0.2)
 
     def _expect(self, accepted: dict[str, Any]) -> None:
         """What was accepted before must still be there, at its place."""
