@@ -92,7 +92,7 @@ class _Counts:
 
     def __sub__(self, other: "_Counts") -> "_Counts":
         pairs = zip(astuple(self), astuple(other), strict=True)
-        return _Counts(*(mine - theirs for mine, theirs in pairs))
+        return _Counts(*[mine - theirs for mine, theirs in pairs])
 
 
 def _counts(client: Client) -> _Counts:

@@ -54,9 +54,11 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
     process: "subprocess.Popen[bytes] | None" = None
+    _told_before: int = 0
 
     def start(self) -> None:
         with self.log.open("ab") as log:
+            self._told_before = log.tell()
             self.process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -66,6 +68,10 @@ class Part:
                 start_new_session=True,
             )
 
+    def told(self) -> list[str]:
+        """The lines it has printed since its last start."""
+        return self.log.read_bytes()[self._told_before :].decode(errors="replace").splitlines()
+
     def wait_until_up(self) -> None:
         """Until it listens. Raises `UnavailableError` with its last words if it ends instead."""
         host, _, port = self.address.rpartition(":")
@@ -73,7 +79,7 @@ class Part:
         while time.monotonic() < deadline:
             assert self.process is not None
             if self.process.poll() is not None:
-                words = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+                words = self.told()[-1:]
                 raise UnavailableError(f"{self.name} ended at its start: {' '.join(words)}")
             with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
                 return
@@ -218,8 +224,7 @@ class Stack:
         part.wait_until_up()
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
-            lines = part.log.read_text().splitlines()
-            ready = [line for line in lines if line.startswith('{"store"')]
+            ready = [line for line in part.told() if line.startswith('{"store"')]
             if ready:
                 addresses = json.loads(ready[-1])
                 self.store, self.http = addresses["store"], addresses["http"]

@@ -20,5 +20,3 @@ def configure() -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-    # What the driver cannot do it raises too; its own log repeats it with a traceback.
-    logging.getLogger("clickhouse_driver").setLevel(logging.CRITICAL)

@@ -1,5 +1,6 @@
 """Connections to ClickHouse: clickhouse-driver, native protocol, one client per thread."""
 
+import logging
 from urllib.parse import urlsplit
 
 from clickhouse_driver import Client
@@ -28,6 +29,8 @@ def connect(url: str, **settings: object) -> Client:
             "--store: want clickhouse://user:password@host:9000/database, "
             f"not {parts.scheme or 'no scheme'}://{parts.hostname or 'no host'}"
         )
+    # What the driver cannot do it raises; its own log only repeats it, with a traceback.
+    logging.getLogger("clickhouse_driver").setLevel(logging.CRITICAL)
     client = Client.from_url(url)
     client.connection.connect_timeout = 5
     client.connection.send_receive_timeout = 60

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from clickhouse_driver import Client
-from clickhouse_driver.errors import Error as ClickHouseError
 
 from authz.errors import UnavailableError, UsageError
+from authz.store.client import QUERY_ERRORS, connect
 
 _CONFIG = """<clickhouse>
   <listen_host>127.0.0.1</listen_host>
@@ -122,10 +121,10 @@ def start(data_dir: Path, tcp: int = 0, http: int = 0) -> Embedded:
 def _ready(process: "subprocess.Popen[bytes]", tcp: int, password: str, deadline: float) -> bool:
     """Whether it answers queries; false once the process has ended or time is up."""
     while process.poll() is None and time.monotonic() < deadline:
-        client = Client("127.0.0.1", tcp, user="admin", password=password, connect_timeout=1)
+        client = connect(f"clickhouse://admin:{password}@127.0.0.1:{tcp}/default")
         try:
             client.execute(f"CREATE DATABASE IF NOT EXISTS {_DATABASE}")
-        except (ClickHouseError, OSError, EOFError):
+        except QUERY_ERRORS:
             time.sleep(0.03)
         else:
             return True
