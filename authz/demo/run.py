@@ -103,7 +103,8 @@ def _counts(client: Client) -> _Counts:
     )
     [row] = client.execute(query)
     [(stored,)] = client.execute("SELECT count() FROM requests WHERE decision_id != ''")
-    return _Counts(*row, stored)
+    decisions, accesses, allowed, rejected = row
+    return _Counts(decisions, accesses, allowed, rejected, stored)
 
 
 class Demo:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-
 from authz.errors import UnavailableError, UsageError
 from authz.store.client import QUERY_ERRORS, connect
 
