@@ -57,8 +57,9 @@ class ExtAuthz(_Section):
 
     listen: Address = Field("127.0.0.1:9191", description="host:port or unix:///path to listen on")
     policy: str = Field(
-        "", description="a directory, .rego file or bundle .tar.gz (embedded engine)"
+        "", description="directory, .rego file, bundle .tar.gz, or http(s)://, unix:// of an OPA"
     )
+    opa_token: str | None = Field(None, description="bearer token for the OPA server")
     decision: Decision = Field("envoy/authz/allow", description="package and rule, with / for .")
     receiver: Address | None = Field(None, description="where decisions are sent")
     metrics: Address | None = Field(None, description="host:port of Prometheus metrics")

@@ -25,7 +25,10 @@ def ext_authz(
     file: ConfigFile = None,
     listen: Listen = None,
     policy: Annotated[
-        str | None, typer.Option(help="Directory, .rego file or bundle .tar.gz (embedded engine).")
+        str | None,
+        typer.Option(
+            help="Directory, .rego file, bundle .tar.gz; or http(s)://, unix:// of an OPA server."
+        ),
     ] = None,
     decision: Annotated[
         str | None, typer.Option(help="Path of the decision, such as envoy/authz/allow.")

@@ -70,7 +70,7 @@ class EmbeddedEngine:
                 else:
                     logger.info("policy loaded", revision=self.revision)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _look(self) -> tuple[object, ...]:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import structlog
 
-from authz.config import Config
+from authz.config import Config, ExtAuthz
 from authz.errors import UsageError
 from authz.journal.chain import Chain, load_identity, notice
 from authz.journal.commit import Committer
 from authz.journal.forward import Forwarder
 from authz.journal.segments import Journal
 from authz.policy.embedded import EmbeddedEngine, close_standard_output
+from authz.policy.opa import OpaEngine, OpaOptions
 from authz.record import Record
 from authz.record.privacy import load_key
 from authz.record.resource import Resources
@@ -33,7 +34,7 @@ async def serve(config: Config) -> None:
     """Run until SIGTERM. Raises `AuthzError` for what a user can mend."""
     options = config.ext_authz
     close_standard_output()
-    engine = _engine(options.policy, options.decision)
+    engine = _engine(options)
     await engine.start()
     writer = _Writer(config, engine)
     key = load_key(config.privacy.key or config.data_dir / "privacy.key")
@@ -70,20 +71,25 @@ async def serve(config: Config) -> None:
             left = await forwarder.drain(_DRAIN_SECONDS) if forwarder else writer.journal.next - 1
             logger.info("ext-authz stopped", left_in_journal=left)
             await running.cancel()
-    engine.close()
+    await engine.close()
     writer.close()
 
 
-def _engine(policy: str, decision: str) -> EmbeddedEngine:
-    if not policy:
-        raise UsageError("--policy is missing: a directory, a .rego file or a bundle .tar.gz")
-    return EmbeddedEngine(Path(policy), decision)
+def _engine(options: ExtAuthz) -> EmbeddedEngine | OpaEngine:
+    if not options.policy:
+        raise UsageError(
+            "--policy is missing: a directory, a .rego file, a bundle .tar.gz, or the address of an"
+            " OPA server (http://127.0.0.1:8181, unix:///run/opa.sock)"
+        )
+    if options.policy.startswith(("http://", "https://", "unix://")):
+        return OpaEngine(OpaOptions(options.policy, options.opa_token), options.decision)
+    return EmbeddedEngine(Path(options.policy), options.decision)
 
 
 class _Writer:
     """This instance as a writer: its journal and chain, and what it says of itself in them."""
 
-    def __init__(self, config: Config, engine: EmbeddedEngine) -> None:
+    def __init__(self, config: Config, engine: EmbeddedEngine | OpaEngine) -> None:
         directory = config.data_dir
         try:
             self.journal = Journal(
