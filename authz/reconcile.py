@@ -61,6 +61,10 @@ class Reconciler:
     A client that goes away while the Check runs, or a Check that Envoy gives up, leaves an access
     that names no decision and reached nothing. If its `request_id` is an unmatched decision's, that
     decision was `unanswered`: no gap, since nobody got at anything by it.
+
+    ext-authz may record a decision a second time, as a denial: the client left, or the disk took
+    too long. The last one counts, also if the access came in between. So what has met is judged
+    when the grace time is over.
     """
 
     def __init__(self, grace_seconds: float = 60) -> None:
@@ -69,6 +73,8 @@ class Reconciler:
         self._accessed: dict[str, _Half] = {}
         self._asked: dict[str, str] = {}  # request id to decision id, of `_decided`
         self._ended: dict[str, int] = {}  # request id to time sealed, of accesses without decision
+        # Decisions with their access (None: unanswered), and `_newest` when they met.
+        self._settled: dict[str, tuple[_Half, _Half | None, int]] = {}
         self._newest = 0
         self.tally = Tally()
 
@@ -87,26 +93,31 @@ class Reconciler:
             self._unmatched("no_access", decision_id, half)
         for decision_id, half in self._accessed.items():
             self._unmatched("no_decision", decision_id, half)
+        for decision_id, (decided, access, _) in self._settled.items():
+            self._judge(decision_id, decided, access)
         return self.tally
 
     def _decision(self, record: Record) -> None:
         decision_id = str(record.get("decision_id", ""))
         half = self._half(record)
         if decision_id in self._decided:
-            # Said before, and then answered otherwise (too late, or not recorded): the last counts.
+            self._count(self._decided[decision_id], -1)
             self._decided[decision_id] = half
+            self._count(half, 1)
             return
-        self.tally.decisions += 1
-        if half.allowed:
-            self.tally.allowed += 1
-        else:
-            self.tally.denied += 1
+        if decision_id in self._settled:
+            before, access, met = self._settled[decision_id]
+            self._count(before, -1)
+            self._settled[decision_id] = half, access, met
+            self._count(half, 1)
+            return
+        self._count(half, 1)
         access = self._accessed.pop(decision_id, None)
         request_id = str(record.get("request_id", ""))
         if access:
             self._match(decision_id, half, access)
         elif request_id and self._ended.pop(request_id, None) is not None:
-            self._unanswered()
+            self._unanswered(decision_id, half)
         else:
             self._decided[decision_id] = half
             if request_id:
@@ -122,7 +133,7 @@ class Reconciler:
             if half.reached:
                 self.tally.gaps.append(Gap("bypass", half.origin, half.index))
             else:
-                self._ended_by_envoy(request_id, half, self._decided.pop(asked, None))
+                self._ended_by_envoy(request_id, half, asked)
             return
         decided = self._decided.pop(decision_id, None)
         if decided:
@@ -130,10 +141,10 @@ class Reconciler:
         else:
             self._accessed[decision_id] = half
 
-    def _ended_by_envoy(self, request_id: str, half: _Half, decided: _Half | None) -> None:
+    def _ended_by_envoy(self, request_id: str, half: _Half, asked: str) -> None:
         self.tally.rejected_by_envoy += 1
-        if decided:
-            self._unanswered()
+        if decided := self._decided.pop(asked, None):
+            self._unanswered(asked, decided)
         elif request_id:
             self._ended[request_id] = half.sealed_at
             oldest = next(iter(self._ended))
@@ -141,12 +152,25 @@ class Reconciler:
                 del self._ended[oldest]
                 oldest = next(iter(self._ended))
 
-    def _unanswered(self) -> None:
+    def _unanswered(self, decision_id: str, decided: _Half) -> None:
         self.tally.rejected_by_envoy -= 1
         self.tally.unanswered += 1
+        self._settle(decision_id, decided, None)
 
     def _match(self, decision_id: str, decided: _Half, access: _Half) -> None:
         self.tally.matched += 1
+        self._settle(decision_id, decided, access)
+
+    def _settle(self, decision_id: str, decided: _Half, access: _Half | None) -> None:
+        self._settled[decision_id] = decided, access, self._newest
+        oldest = next(iter(self._settled))
+        while self._settled[oldest][2] < self._newest - self._grace:
+            self._judge(oldest, *self._settled.pop(oldest)[:2])
+            oldest = next(iter(self._settled))
+
+    def _judge(self, decision_id: str, decided: _Half, access: _Half | None) -> None:
+        if access is None:
+            return
         gap = ""
         if access.reached and not decided.allowed:
             gap = "denied_but_reached"
@@ -154,6 +178,13 @@ class Reconciler:
             gap = "disagrees"
         if gap:
             self.tally.gaps.append(Gap(gap, access.origin, access.index, decision_id))
+
+    def _count(self, decision: _Half, one: int) -> None:
+        self.tally.decisions += one
+        if decision.allowed:
+            self.tally.allowed += one
+        else:
+            self.tally.denied += one
 
     def _half(self, record: Record) -> _Half:
         sealed_at = record.get("sealed_at", 0)

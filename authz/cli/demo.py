@@ -1,6 +1,7 @@
 """``authz demo``: the whole of it, for real, in one command."""
 
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -44,25 +45,43 @@ def demo(
     except ImportError as error:
         raise UsageError(f"the demo needs {error.name}; run: pip install 'authz[demo]'") from None
     console = Console(stderr=as_json, highlight=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGHUP, _end)
+    result, code = None, 3  # ended early, it could not tell
     with _directory(data_dir) as directory:
         run = Demo(directory, _Progress(console), file)
         try:
             run.start()
             result = run.run(requests, seconds) if requests else None
+            code = 0 if result is None or result.good else 1
             if keep:
                 _keep(run, result, console, as_json=as_json)
         except KeyboardInterrupt:
             console.print("stopping")
         finally:
+            _end_once()
             run.stop()
-    if result is None or keep:
-        return
-    if as_json:
-        print(json.dumps(result.to_json()))
-    else:
-        _show(result, console)
-    raise typer.Exit(0 if result.good else 1)
+    if result is not None and not keep:
+        if as_json:
+            print(json.dumps(result.to_json()))
+        else:
+            _show(result, console)
+    raise typer.Exit(code)
+
+
+def _end(number: int, _frame: object) -> None:
+    """As Ctrl-C does, for which asyncio has a handler of its own while it runs."""
+    if number == signal.SIGHUP:  # the terminal is gone: what is said from here on goes nowhere
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+    signal.raise_signal(signal.SIGINT)
+
+
+def _end_once() -> None:
+    """Impatience must not leave processes behind: the stop that has begun comes to its end."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -123,7 +142,7 @@ def _show(result: Any, console: Console) -> None:
         f" {result.rejected_by_envoy} more rejected by Envoy itself; {result.gaps} gaps"
     )
     console.print("\nThe signed checkpoint over all of it:")
-    console.print(result.checkpoint.rstrip(), style="cyan", markup=False)
+    console.print(result.checkpoint.rstrip(), style="cyan", markup=False, soft_wrap=True)
     verdict = "[bold green]intact[/]" if result.verified else "[bold red]NOT intact[/]"
     console.print(f"\nauthz verify: {verdict} ({result.records} records)")
     table = Table(title="Tampered with, on a copy", title_justify="left")

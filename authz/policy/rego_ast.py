@@ -3,7 +3,7 @@
 A mistake here must say "reads everything" or "impure", never less: caching and batching rest on it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -47,40 +47,125 @@ def reads(modules: list[Mapping[str, Any]]) -> Reads:
     paths: set[tuple[str, ...]] = set()
     calls: set[str] = set()
     for module in modules:
-        for node in _walk(module):
-            if node.get("type") == "ref":
-                _reference(node["value"], paths, calls)
-            elif node.get("type") == "var" and node.get("value") == "input":
-                paths.add(WHOLE)
+        walk = _Walk(_aliases(module), paths, calls)
+        walk.node(module)
     return Reads(frozenset(paths), frozenset(calls))
 
 
-def _walk(node: Any) -> Iterator[Mapping[str, Any]]:
-    """Every object of the tree; the head of a reference is seen with its reference only."""
-    if isinstance(node, Mapping):
-        yield node
-        values = list(node.values())
-        if node.get("type") == "ref" and isinstance(node.get("value"), list):
-            values = node["value"][1:]
-        for value in values:
-            yield from _walk(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _walk(value)
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """Goes over a module once. `aliases` are locals that stand for a place in the input."""
+
+    aliases: Mapping[str, tuple[str, ...]]
+    paths: set[tuple[str, ...]]
+    calls: set[str]
+
+    def node(self, node: Any) -> None:
+        if isinstance(node, Mapping):
+            kind, value = node.get("type"), node.get("value")
+            if kind == "var":
+                self._variable(value)
+            elif kind == "ref" and isinstance(value, list):
+                self._reference(value)
+            else:
+                for part in node.values():
+                    self.node(part)
+        elif isinstance(node, list):
+            self._terms(node)
+
+    def _terms(self, terms: list[Any]) -> None:
+        """A call's terms, or any other list. Two kinds of call do not read all of a place."""
+        alias = _aliased(terms)
+        if alias and alias[0] in self.aliases:
+            return  # the read is where the alias is used
+        place = self._got(terms)
+        if place:
+            self.paths.add(place)
+        for number, term in enumerate(terms):
+            if not (place and number == 1):
+                self.node(term)
+
+    def _variable(self, name: Any) -> None:
+        if name == "input":
+            self.paths.add(WHOLE)
+        elif name in self.aliases:
+            self.paths.add(self.aliases[name])
+
+    def _reference(self, terms: list[Mapping[str, Any]]) -> None:
+        head = terms[0]
+        if head.get("type") == "var":
+            names = []
+            for term in terms[1:]:
+                if term.get("type") != "string":
+                    break
+                names.append(str(term["value"]))
+            base = self._place(head)
+            if base is not None:
+                self.paths.add((*base, *names) or WHOLE)
+            else:
+                self.calls.add(".".join([str(head["value"]), *names]))
+        else:
+            self.node(head)
+        for term in terms[1:]:
+            self.node(term)
+
+    def _place(self, variable: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """Where in the input a variable stands; None if it does not."""
+        if variable["value"] == "input":
+            return ()
+        return self.aliases.get(variable["value"])
+
+    def _got(self, terms: list[Any]) -> tuple[str, ...]:
+        """What ``object.get(input..., "key", ...)`` reads, if `terms` are that."""
+        if len(terms) < 4 or _names(terms[0]) != ("object", "get"):
+            return ()
+        thing, key = terms[1:3]
+        if not isinstance(key, Mapping) or key.get("type") != "string":
+            return ()
+        names = _names(thing)
+        if names[:1] == ("input",):
+            return (*names[1:], str(key["value"]))
+        if (
+            isinstance(thing, Mapping)
+            and thing.get("type") == "var"
+            and thing["value"] in self.aliases
+        ):
+            return (*self.aliases[thing["value"]], str(key["value"]))
+        return ()
 
 
-def _reference(
-    terms: list[Mapping[str, Any]], paths: set[tuple[str, ...]], calls: set[str]
-) -> None:
-    head = terms[0]
-    if head.get("type") != "var":
-        return
-    names = []
-    for term in terms[1:]:
-        if term.get("type") != "string":
-            break
-        names.append(str(term["value"]))
-    if head["value"] == "input":
-        paths.add(tuple(names) or WHOLE)
-    else:
-        calls.add(".".join([str(head["value"]), *names]))
+def _aliases(module: Any) -> dict[str, tuple[str, ...]]:
+    """Locals that OPA's compiler made, each unified once, with a place in the input."""
+    found: dict[str, set[tuple[str, ...]]] = {}
+    stack = [module]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Mapping):
+            stack.extend(node.values())
+        elif isinstance(node, list):
+            stack.extend(node)
+            if alias := _aliased(node):
+                found.setdefault(alias[0], set()).add(alias[1])
+    return {name: places.pop() for name, places in found.items() if len(places) == 1}
+
+
+def _aliased(terms: list[Any]) -> tuple[str, tuple[str, ...]] | None:
+    """``__local1__ = input.a.b`` as the local's name and the path."""
+    if len(terms) != 3 or _names(terms[0]) not in (("eq",), ("assign",)):
+        return None
+    variable, thing = terms[1:]
+    names = _names(thing)
+    if variable.get("type") != "var" or len(names) < 2 or names[0] != "input":
+        return None
+    name = str(variable["value"])
+    return (name, names[1:]) if name.startswith("__local") else None
+
+
+def _names(term: Any) -> tuple[str, ...]:
+    """A reference made of names only; () for anything else."""
+    if not isinstance(term, Mapping) or term.get("type") != "ref":
+        return ()
+    head, *rest = term["value"]
+    if head.get("type") != "var" or any(part.get("type") != "string" for part in rest):
+        return ()
+    return tuple(str(part["value"]) for part in (head, *rest))

@@ -1,0 +1,120 @@
+"""A decision cache that is sound, or off.
+
+The key is the whole input document less fields that differ with every request. It is used only if
+the policy provably reads none of those and calls nothing that is not a function of its input. An
+entry lives a second at most, and all are dropped when the policy changes.
+"""
+
+from typing import Any, Final, Protocol
+
+import orjson
+from cachetools import TTLCache
+
+from authz.policy.rego_ast import Reads
+
+_SECONDS: Final = 1.0
+_ENTRIES: Final = 10_000
+
+_HTTP: Final = ("attributes", "request", "http")
+_TRACING: Final = (
+    "x-request-id",
+    "traceparent",
+    "tracestate",
+    "b3",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-parentspanid",
+    "x-b3-sampled",
+    "x-b3-flags",
+)
+VOLATILE: Final = (
+    ("attributes", "request", "time"),
+    ("attributes", "source", "address", "socketAddress", "portValue"),
+    (*_HTTP, "id"),
+    *((*_HTTP, "headers", name) for name in _TRACING),
+)
+
+
+class Engine(Protocol):
+    """An engine that knows what its policy reads, or does not (None)."""
+
+    @property
+    def revision(self) -> str: ...
+    @property
+    def reads(self) -> Reads | None: ...
+    async def decide(self, document: dict[str, object]) -> object: ...
+
+
+class CachedEngine:
+    """`engine`, asked only for what was not asked in the last second."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: TTLCache[bytes, object] = TTLCache(_ENTRIES, _SECONDS)
+        self._judged: Reads | None = None
+        self._sound = False
+        self._revision = ""
+        self.hits = 0
+
+    @property
+    def revision(self) -> str:
+        return self._engine.revision
+
+    async def decide(self, document: dict[str, object]) -> object:
+        """As the engine's; decisions only are kept, errors are not."""
+        if not self._usable():
+            return await self._engine.decide(document)
+        key = cache_key(document)
+        decision = self._known.get(key, self)
+        if decision is not self:
+            self.hits += 1
+            return decision
+        revision = self._engine.revision
+        decision = await self._engine.decide(document)
+        if revision == self._engine.revision:
+            self._known[key] = decision
+        return decision
+
+    def _usable(self) -> bool:
+        engine = self._engine
+        if engine.revision != self._revision or engine.reads is not self._judged:
+            self._known.clear()
+            self._revision = engine.revision
+            self._judged = engine.reads
+            self._sound = cacheable(engine.reads)
+        return self._sound
+
+
+def cacheable(reads: Reads | None) -> bool:
+    """Whether a policy that reads these decides alike whatever the volatile fields hold."""
+    return (
+        reads is not None
+        and reads.function_of_input
+        and not any(reads.may_read(path) for path in VOLATILE)
+    )
+
+
+def cache_key(document: dict[str, Any]) -> bytes:
+    """All of the document but `VOLATILE`, in one form. The document is not changed."""
+    attributes = dict(document.get("attributes", {}))
+    request = dict(attributes.get("request", {}))
+    request.pop("time", None)
+    if http := request.get("http"):
+        http = dict(http)
+        http.pop("id", None)
+        if headers := http.get("headers"):
+            http["headers"] = {k: v for k, v in headers.items() if k not in _TRACING}
+        request["http"] = http
+    attributes["request"] = request
+    if source := attributes.get("source"):
+        attributes["source"] = _without_port(source)
+    return orjson.dumps({**document, "attributes": attributes}, option=orjson.OPT_SORT_KEYS)
+
+
+def _without_port(source: dict[str, Any]) -> dict[str, Any]:
+    address = source.get("address", {})
+    socket = address.get("socketAddress")
+    if not socket:
+        return source
+    socket = {name: value for name, value in socket.items() if name != "portValue"}
+    return {**source, "address": {**address, "socketAddress": socket}}
