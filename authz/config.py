@@ -5,9 +5,10 @@ an error that names it, its line and the mend.
 """
 
 import json
+import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +17,7 @@ from pydantic_settings import (
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from authz.errors import UsageError
@@ -33,13 +35,12 @@ def _form(pattern: str, wanted: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Address = Annotated[
-    str,
-    _form(
-        r"unix:///.+|\[[0-9a-fA-F:.]+\]:\d{1,5}|[^:/\s\[\]]+:\d{1,5}",
-        "host:port (127.0.0.1:9191, [::1]:9191) or unix:///path",
-    ),
-]
+_PORT = "([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_HOST_PORT = rf"(\[[0-9a-fA-F:.]+\]|[^:/\s\[\]]+):{_PORT}"
+_EXAMPLES = "host:port (127.0.0.1:9191, [::1]:9191)"
+
+HostPort = Annotated[str, _form(_HOST_PORT, _EXAMPLES)]
+Address = Annotated[str, _form(rf"unix:///.+|{_HOST_PORT}", f"{_EXAMPLES} or unix:///path")]
 Decision = Annotated[
     str, _form(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)+", "package and rule, such as envoy/authz/allow")
 ]
@@ -62,7 +63,7 @@ class ExtAuthz(_Section):
     opa_token: str | None = Field(None, description="bearer token for the OPA server")
     decision: Decision = Field("envoy/authz/allow", description="package and rule, with / for .")
     receiver: Address | None = Field(None, description="where decisions are sent")
-    metrics: Address | None = Field(None, description="host:port of Prometheus metrics")
+    metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
     timeout_ms: int = Field(
         250,
         ge=60,
@@ -85,7 +86,7 @@ class Receiver(_Section):
 
     listen: Address = Field("127.0.0.1:9292", description="host:port or unix:///path to listen on")
     origin: Origin | None = Field(None, description="the log's name, <cluster>/<receiver>")
-    metrics: Address | None = Field(None, description="host:port of Prometheus metrics")
+    metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
     batch_rows: int = Field(10_000, ge=1, le=1_000_000, description="rows of one insert, at most")
     batch_seconds: float = Field(1.0, gt=0, le=60, description="age at which a batch is sealed")
 
@@ -146,28 +147,61 @@ def load(path: Path | None = None, options: dict[str, Any] | None = None) -> Con
 
     Raises `UsageError` naming the key, the line and the mend.
     """
-    text, root = "", None
-    if path is not None:
-        try:
-            text = path.read_text()
-            root = yaml.compose(text)
-        except OSError as error:
-            raise UsageError(f"--config {path}: {error.strerror}") from None
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"line {mark.line + 1}" if mark else "unreadable"
-            raise UsageError(
-                f"{path}, {where}: not YAML; {getattr(error, 'problem', '')}"
-            ) from None
-    content = yaml.safe_load(text) or {}
-    if not isinstance(content, dict):
-        raise UsageError(
-            f"{path}, line 1: want keys and values, such as 'data_dir: /var/lib/authz'"
-        )
+    root, content = _read(path) if path else (None, {})
     try:
         return Config(**{"_file": content, **(options or {})})
     except ValidationError as error:
         raise UsageError("\n".join(_explain(path, root, item) for item in error.errors())) from None
+    except SettingsError as error:
+        section = "".join(re.findall(r'field "(\w+)"', str(error))).upper()
+        given = [name for name in sorted(os.environ) if name.startswith(f"AUTHZ_{section}")]
+        raise UsageError(
+            f"{', '.join(given)}: want JSON for a list or a section, such as '[\"/fhir\"]'"
+        ) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """No value here is a date: what looks like one is text."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, form) for tag, form in forms if not tag.endswith(":timestamp")]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _read(path: Path) -> tuple[yaml.Node | None, dict[str, Any]]:
+    """The YAML document in `path`, as nodes (which know their lines) and as values."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, _Loader)
+        content = yaml.load(text, _Loader) or {}  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise UsageError(f"{path}, line {mark.line + 1}: not YAML; {error.problem}") from None
+    except (yaml.YAMLError, ValueError):
+        raise UsageError(f"{path}: not YAML; it holds bytes that are no text") from None
+    if not isinstance(content, dict):
+        raise UsageError(
+            f"{path}, line 1: want keys and values, such as 'data_dir: /var/lib/authz'"
+        )
+    _check_keys(path, root)
+    for _, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        _check_keys(path, value)
+    return root, content
+
+
+def _check_keys(path: Path, node: yaml.Node | None) -> None:
+    """Each key of a mapping is text, and there once: of two, one would not count."""
+    seen = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        where = f"{path}, line {key.start_mark.line + 1}"
+        if not key.tag.endswith(":str"):
+            raise UsageError(f"{where}: {key.value} is no key here; see: authz config")
+        if key.value in seen:
+            raise UsageError(f"{where}: {key.value} is there twice; keep one")
+        seen.add(key.value)
 
 
 def _explain(path: Path | None, root: yaml.Node | None, error: Any) -> str:

@@ -20,14 +20,14 @@ def load_trust(path: Path) -> list[TrustedLog]:
     try:
         content = yaml.safe_load(path.read_text())
         logs = [
-            TrustedLog(str(log["origin"]), tuple(Verifier.parse(key) for key in log["keys"]))
+            TrustedLog(str(log["origin"]), tuple(Verifier.parse(str(key)) for key in log["keys"]))
             for log in content["logs"]
         ]
     except OSError as error:
         raise UsageError(f"--trust {path}: {error.strerror}") from None
     except NoteError as error:
         raise UsageError(f"--trust {path}: {error}") from None
-    except (KeyError, TypeError, yaml.YAMLError):
+    except (KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError):
         raise UsageError(
             f"--trust {path}: want 'logs:' with 'origin:' and 'keys:' of each log"
         ) from None

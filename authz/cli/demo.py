@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
@@ -123,15 +124,16 @@ class _Progress:
 
 
 def _show(result: Any, console: Console) -> None:
-    table = Table(title="Who did what, and why it was allowed or denied", title_justify="left")
-    for name in ("who", "roles", "purpose", "what"):
-        table.add_column(name)
+    table = Table(title="Who did what, and why it was allowed or denied", box=box.SIMPLE_HEAD,
+                  title_justify="left")  # fmt: skip
+    for name in ("who", "for", "what"):
+        table.add_column(name, no_wrap=True)
     table.add_column("times", justify="right")
     table.add_column("outcome")
     table.add_column("reason", overflow="fold")
     for row in result.table:
         colour = "green" if row.outcome == "allowed" else "red"
-        table.add_row(row.who, row.roles, row.purpose, row.what, str(row.times),
+        table.add_row(row.who, row.purpose, row.what, str(row.times),
                       f"[{colour}]{row.outcome}[/]", row.reason)  # fmt: skip
     console.print(table)
     for text in result.unexpected[:5]:
@@ -145,7 +147,7 @@ def _show(result: Any, console: Console) -> None:
     console.print(result.checkpoint.rstrip(), style="cyan", markup=False, soft_wrap=True)
     verdict = "[bold green]intact[/]" if result.verified else "[bold red]NOT intact[/]"
     console.print(f"\nauthz verify: {verdict} ({result.records} records)")
-    table = Table(title="Tampered with, on a copy", title_justify="left")
+    table = Table(title="Tampered with, on a copy", box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("what was done", "caught", "where", "what verify says"):
         table.add_column(name)
     for item in result.tampering:

@@ -32,7 +32,6 @@ class Row:
     """One line of the table: the same person doing the same thing with the same outcome."""
 
     who: str
-    roles: str
     purpose: str
     what: str
     times: int
@@ -225,13 +224,14 @@ class Demo:
 
     def _table(self, client: Client) -> list[Row]:
         rows = client.execute(
-            "SELECT subject, arrayStringConcat(roles, ', '), purpose, concat(method, ' ', path),"
+            "SELECT subject, purpose, concat(method, ' ', replaceOne(path, '/fhir/', '')),"
             " count(), if(allowed, 'allowed', 'denied'), reason"
             " FROM requests WHERE decision_id != ''"
-            " GROUP BY 1, 2, 3, 4, 6, 7 ORDER BY 6, 1, 5 DESC"
+            " GROUP BY 1, 2, 3, 5, 6 ORDER BY 5, 1, 4 DESC"
         )
         rows += client.execute(
-            "SELECT '(nobody)', '', '', concat(method, ' ', path), count(), 'rejected',"
-            " response_details FROM requests WHERE decision_id = '' GROUP BY 4, 7 ORDER BY 5 DESC"
+            "SELECT '(nobody)', '', concat(method, ' ', replaceOne(path, '/fhir/', '')), count(),"
+            " 'rejected', response_details FROM requests WHERE decision_id = ''"
+            " GROUP BY 3, 6 ORDER BY 4 DESC"
         )
         return [Row(*row) for row in rows]

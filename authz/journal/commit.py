@@ -36,6 +36,7 @@ class Committer(Generic[T]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._running: asyncio.Task[None] | None = None
         self.failing = False  # the last write failed
+        self.lost = 0  # items that could not be made durable, and nobody was there to be told
         self.on_durable: list[asyncio.Event] = []
 
     def submit(self, item: T) -> "asyncio.Future[None]":
@@ -54,6 +55,8 @@ class Committer(Generic[T]):
         """Queue `item` with nobody to tell of success or failure."""
         if len(self._waiting) < self._max_waiting:
             self._enqueue(item, None)
+        else:
+            self.lost += 1
 
     def _enqueue(self, item: T, future: "asyncio.Future[None] | None") -> None:
         self._waiting.append((item, future))
@@ -69,6 +72,7 @@ class Committer(Generic[T]):
                     await loop.run_in_executor(self._thread, self._commit, batch)
                 except Exception as error:  # noqa: BLE001 - whatever it was, the waiters must know
                     self.failing = True
+                    self.lost += sum(future is None for _, future in batch)
                     _fail(batch, error)
                     continue
                 self.failing = False

@@ -68,7 +68,8 @@ class Journal:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._max_bytes = max_bytes
-        self._segment_bytes = segment_bytes
+        # Room comes back by whole segments, so there must be several within the bound.
+        self._segment_bytes = min(segment_bytes, max_bytes // 8)
         self._sync = sync
         self._mutex = threading.Lock()
         self._lock = _own(directory)

@@ -132,7 +132,8 @@ class CheckService:
             return self._refuse(check, denial(503, "deadline"))
         except JournalError as error:
             logger.error("a decision could not be recorded", error=str(error))
-            return self._refuse(check, denial(503, "journal_unavailable"))
+            # Envoy's entry must not name a decision that may be on record nowhere.
+            return self._refuse(check, denial(503, "journal_unavailable"))[0], {}
         return enforced, _metadata(record)
 
     async def _decide(self, check: _Check, request: bytes, until: float) -> Verdict:

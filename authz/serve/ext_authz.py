@@ -1,6 +1,7 @@
 """The composition root of ``authz serve ext-authz``."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from authz.errors import UsageError
 from authz.journal.chain import Chain, load_identity, notice
 from authz.journal.commit import Committer
 from authz.journal.forward import Forwarder
-from authz.journal.segments import Journal
+from authz.journal.segments import Journal, JournalError
 from authz.policy.embedded import EmbeddedEngine, close_standard_output
 from authz.policy.opa import OpaEngine, OpaOptions
 from authz.record import Record
@@ -108,10 +109,17 @@ class _Writer:
         self._head_seconds = config.ext_authz.head_seconds
         self._signed = 0
         self._revision = ""
+        self._told_lost = 0
 
     async def start(self) -> None:
         """Announce the key that signs this writer's heads."""
-        await self.committer.submit(self._identity.start_notice(_now_us(), version("authz")))
+        try:
+            await self.committer.submit(self._identity.start_notice(_now_us(), version("authz")))
+        except JournalError as error:
+            if self.journal.next == 1:
+                raise UsageError(f"the journal cannot begin: {error}") from None
+            # The key was announced at the first start. A full journal empties once this is up.
+            logger.error("this start is not on record", error=str(error))
 
     def forwarder(self, receiver: str, privacy_key_id: str) -> Forwarder:
         durable = asyncio.Event()
@@ -145,7 +153,17 @@ class _Writer:
                 self.committer.submit_unawaited(notice("policy_loaded", _now_us(), details))
             JOURNAL_FILL.set(self.journal.fill)
             await health.set(not self.committer.failing)
+            await self._tell_lost()
             await asyncio.sleep(0.5)
+
+    async def _tell_lost(self) -> None:
+        """Record how much could not be recorded, as soon as that can be: which is also how a
+        writer that gets no requests any more finds out that it can write again."""
+        if lost := self.committer.lost - self._told_lost:
+            details = {"records": lost}
+            with contextlib.suppress(JournalError):
+                await self.committer.submit(notice("journal_unavailable", _now_us(), details))
+                self._told_lost += lost
 
 
 def _now_us() -> int:

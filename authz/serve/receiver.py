@@ -15,7 +15,7 @@ from authz.config import Config
 from authz.errors import UsageError
 from authz.journal.chain import notice
 from authz.journal.commit import Committer
-from authz.journal.segments import Journal, replace_file
+from authz.journal.segments import Journal, JournalError, replace_file
 from authz.ledger import NoteError, Signer
 from authz.receiver import metrics
 from authz.receiver.intake import Intake
@@ -65,7 +65,7 @@ async def serve(config: Config) -> None:
     health = grpc_server.Health(_SERVICES)
     grpc_server.serve_metrics(config.receiver.metrics)
     server = await grpc_server.start(config.receiver.listen, intake.handlers(), health)
-    await committer.submit([_started(log, new=journal.next == 0)])
+    await _tell_start(committer, log, journal)
     await health.set(True)
     logger.info(
         "receiver is up", listen=config.receiver.listen, origin=log.origin,
@@ -216,6 +216,16 @@ def _privacy_key(config: Config, log: Log) -> PrivacyKey | None:
             f"{config.privacy.key}: key {key.id} is not this log's ({log.privacy_key_id})"
         )
     return key
+
+
+async def _tell_start(committer: Committer[list[Record]], log: Log, journal: Journal) -> None:
+    try:
+        await committer.submit([_started(log, new=journal.next == 0)])
+    except JournalError as error:
+        if journal.next == 0:
+            raise UsageError(f"the journal cannot begin: {error}") from None
+        # A full journal empties once this is up.
+        logger.error("this start is not on record", error=str(error))
 
 
 def _started(log: Log, *, new: bool) -> Record:

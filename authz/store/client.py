@@ -1,7 +1,7 @@
 """Connections to ClickHouse: clickhouse-driver, native protocol, one client per thread."""
 
 import logging
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from clickhouse_driver import Client
 from clickhouse_driver.errors import Error as ClickHouseError
@@ -19,24 +19,34 @@ def connect(url: str, **settings: object) -> Client:
 
     Nothing is sent yet. Raises `UsageError`, which does not repeat the password.
     """
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if parts.scheme not in ("clickhouse", "clickhouses") or not parts.hostname or port == 0:
-        raise UsageError(
-            "--store: want clickhouse://user:password@host:9000/database, "
-            f"not {parts.scheme or 'no scheme'}://{parts.hostname or 'no host'}"
-        )
     # What the driver cannot do it raises; its own log only repeats it, with a traceback.
     logging.getLogger("clickhouse_driver").setLevel(logging.CRITICAL)
-    client = Client.from_url(url)
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("clickhouse", "clickhouses"):
+            raise ValueError(f"its scheme is {parts.scheme or 'missing'}")
+        if not parts.hostname:
+            raise ValueError("its host is missing")
+        if not _has_port(parts):
+            raise ValueError("its port is wrong (in a password, write / ? # as %2F %3F %23)")
+        client = Client.from_url(url)
+    except ValueError as error:
+        raise UsageError(
+            f"--store: want clickhouse://user:password@host:9000/database, but {error}"
+        ) from None
     client.connection.connect_timeout = 5
     client.connection.send_receive_timeout = 60
     client.connection.compression_enabled = True
     client.settings |= {"async_insert": 0, **settings}
     return client
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether the port is one, or left out. What stands in its place may be of the password."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def name_of(url: str) -> str:
