@@ -8,7 +8,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -163,7 +163,7 @@ def load(path: Path | None = None, options: dict[str, Any] | None = None) -> Con
 class _Loader(yaml.SafeLoader):
     """No value here is a date: what looks like one is text."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
         first: [(tag, form) for tag, form in forms if not tag.endswith(":timestamp")]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -178,8 +178,8 @@ def _read(path: Path) -> tuple[yaml.Node | None, dict[str, Any]]:
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise UsageError(f"{path}, line {mark.line + 1}: not YAML; {error.problem}") from None
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"{path}, line {line}: not YAML; {error.problem}") from None
     except (yaml.YAMLError, ValueError):
         raise UsageError(f"{path}: not YAML; it holds bytes that are no text") from None
     if not isinstance(content, dict):

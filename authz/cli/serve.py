@@ -91,8 +91,10 @@ def receiver(
 def clickhouse(
     file: ConfigFile = None,
     data_dir: DataDir = None,
-    tcp: Annotated[int, typer.Option(help="Native protocol port; 0 for any free one.")] = 0,
-    http: Annotated[int, typer.Option(help="HTTP port; 0 for any free one.")] = 0,
+    tcp: Annotated[
+        int, typer.Option(min=0, max=65535, help="Native protocol port; 0 for any free one.")
+    ] = 0,
+    http: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0 for any free one.")] = 0,
     as_json: Json = False,
 ) -> None:
     """The embedded ClickHouse, on loopback, for demonstration, development and small sites."""

@@ -48,7 +48,7 @@ def verify(
     except QUERY_ERRORS as error:
         raise explain(error, url) from None
     if state and report.verified:
-        replace_file(state, orjson.dumps(accepted, option=orjson.OPT_INDENT_2), 0o644)
+        _save_state(state, accepted)
     if as_json:
         print(json.dumps(report.to_json()))
     else:
@@ -119,15 +119,26 @@ def _store(file: Path | None, store: str | None) -> str:
 
 
 def _load_state(path: Path | None) -> State:
-    if path is None or not path.exists():
+    if path is None:
         return {}
     try:
+        if not path.exists() and path.parent.is_dir():
+            return {}
         state: State = orjson.loads(path.read_bytes())
         for accepted in state.values():
             int(accepted["size"]), str(accepted["root"])
+    except OSError as error:
+        raise UsageError(f"--state {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"--state {path}: not a state file of `authz verify`") from None
     return state
+
+
+def _save_state(path: Path, accepted: State) -> None:
+    try:
+        replace_file(path, orjson.dumps(accepted, option=orjson.OPT_INDENT_2), 0o644)
+    except OSError as error:
+        raise UsageError(f"--state {path}: {error.strerror}") from None
 
 
 def _progress() -> Progress:

@@ -33,6 +33,8 @@ logger = structlog.get_logger()
 class EmbeddedEngine:
     """Decides by the policy in `path`, at the decision `query` (``envoy/authz/allow``)."""
 
+    reads = None  # it has no syntax tree to tell, so nothing it decides is cached
+
     def __init__(self, path: Path, query: str) -> None:
         self._path = path
         self._query = query
@@ -58,7 +60,7 @@ class EmbeddedEngine:
         """Reload when files change; a policy that does not load leaves the last good in force."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UsageError):  # a file went while it was looked at
                 seen = self._look()
                 if seen == self._seen:
                     continue

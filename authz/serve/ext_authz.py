@@ -15,6 +15,7 @@ from authz.journal.chain import Chain, load_identity, notice
 from authz.journal.commit import Committer
 from authz.journal.forward import Forwarder
 from authz.journal.segments import Journal, JournalError
+from authz.policy.cache import CachedEngine
 from authz.policy.embedded import EmbeddedEngine, close_standard_output
 from authz.policy.opa import OpaEngine, OpaOptions
 from authz.record import Record
@@ -40,7 +41,7 @@ async def serve(config: Config) -> None:
     writer = _Writer(config, engine)
     key = load_key(config.privacy.key or config.data_dir / "privacy.key")
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
-    service = CheckService(options, engine, writer.committer, key, resources)
+    service = CheckService(options, CachedEngine(engine), writer.committer, key, resources)
     health = grpc_server.Health([_SERVICE])
     grpc_server.serve_metrics(options.metrics)
     DRY_RUN.set(int(options.dry_run))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ async def start(
     server.add_generic_rpc_handlers(handlers)
     health_service.add_to(server)
     if listen.startswith("unix://"):
-        Path(listen.removeprefix("unix://")).unlink(missing_ok=True)
+        _clear(listen, Path(listen.removeprefix("unix://")))
     try:
         server.add_insecure_port(listen)
     except RuntimeError:
@@ -72,6 +73,24 @@ async def start(
         ) from None
     await server.start()
     return server
+
+
+def _clear(listen: str, path: Path) -> None:
+    """Remove the socket that a killed process left; nothing else, and none that is in use."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise UsageError(f"--listen {listen}: a file is there that is not a socket; choose another")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"--listen {listen}: {error.strerror or error}") from None
+        else:
+            raise UsageError(f"--listen {listen}: the socket is in use; choose another")
 
 
 def serve_metrics(address: str | None) -> None:

@@ -113,19 +113,23 @@ class Sealer:
         self._client = client
         self._writer = StoreWriter(client, log.origin)
         self._migrated = False
+        self._running = True
         self._durable = asyncio.Event()
         self._durable.set()
         committer.on_durable.append(self._durable)
 
     async def run(self) -> None:
-        while True:
-            await self._wait_for_batch()
-            await self._store_next()
+        try:
+            while True:
+                await self._wait_for_batch()
+                await self._store_next()
+        finally:
+            self._running = False
 
     async def drain(self, seconds: float) -> int:
         """Wait while `run` stores what is there, at most `seconds`; returns what is left."""
         until = time.monotonic() + seconds
-        while self._log.waiting() and time.monotonic() < until:
+        while self._running and self._log.waiting() and time.monotonic() < until:
             await asyncio.sleep(0.05)
         return self._log.waiting()
 

@@ -1,5 +1,7 @@
 """The embedded ClickHouse as a child process: its configuration, its start, its clean stop."""
 
+import fcntl
+import importlib.util
 import os
 import secrets
 import socket
@@ -65,6 +67,7 @@ class Embedded:
     stdin: IO[bytes]
     store: str
     http: str
+    lock: int
 
     def stop(self) -> None:
         """The clean stop: up to 5 s while connections are open."""
@@ -74,6 +77,7 @@ class Embedded:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        os.close(self.lock)
 
 
 def start(data_dir: Path, tcp: int = 0, http: int = 0) -> Embedded:
@@ -82,10 +86,15 @@ def start(data_dir: Path, tcp: int = 0, http: int = 0) -> Embedded:
     Raises `UsageError` for a taken port or an unwritable directory, `UnavailableError` when it
     does not come up; its log is ``DATA_DIR/clickhouse.log``.
     """
+    if importlib.util.find_spec("chdb") is None:
+        raise UsageError("the embedded ClickHouse is missing; run: pip install 'authz[demo]'")
+    if tcp and tcp == http:
+        raise UsageError(f"--http {http}: --tcp has that port; choose another")
     tcp, http = _free_port(tcp, "--tcp"), _free_port(http, "--http")
     home = data_dir.resolve()
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = _own(home)
         password = _password(home / "admin.password")
         (home / "clickhouse-local.xml").write_text(_CONFIG.format(tcp=tcp, http=http))
         _write_private(home / "users.xml", _USERS.format(password=password))
@@ -108,10 +117,11 @@ def start(data_dir: Path, tcp: int = 0, http: int = 0) -> Embedded:
             assert process.stdin is not None
             url = f"clickhouse://admin:{password}@127.0.0.1:{tcp}/{_DATABASE}"
             if _ready(process, tcp, password, deadline):
-                return Embedded(process, process.stdin, url, f"http://127.0.0.1:{http}")
+                return Embedded(process, process.stdin, url, f"http://127.0.0.1:{http}", lock)
             process.kill()
             process.wait()
             if time.monotonic() > deadline:
+                os.close(lock)
                 raise UnavailableError(f"ClickHouse did not start; see {home / 'clickhouse.log'}")
             # A server that was just killed may still hold the directory: try again.
             time.sleep(0.2)
@@ -130,6 +140,19 @@ def _ready(process: "subprocess.Popen[bytes]", tcp: int, password: str, deadline
         finally:
             client.disconnect()
     return False
+
+
+def _own(home: Path) -> int:
+    """The lock of the directory: two servers in one would spoil each other's configuration."""
+    lock = os.open(home / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise UsageError(
+            f"{home} is in use by another process; stop it, or choose another --data-dir"
+        ) from None
+    return lock
 
 
 def _free_port(port: int, option: str) -> int:
