@@ -1,5 +1,6 @@
 """``authz verify``, ``authz migrate``, ``authz config``."""
 
+import base64
 import json
 import sys
 from pathlib import Path
@@ -126,7 +127,7 @@ def _load_state(path: Path | None) -> State:
             return {}
         state: State = orjson.loads(path.read_bytes())
         for accepted in state.values():
-            int(accepted["size"]), str(accepted["root"])
+            int(accepted["size"]), base64.b64decode(accepted["root"], validate=True)
     except OSError as error:
         raise UsageError(f"--state {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):

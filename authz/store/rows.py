@@ -1,5 +1,6 @@
 """Records to columns and back: the one place that knows both forms."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -34,32 +35,29 @@ def to_records(columns: Sequence[Sequence[Any]]) -> Iterator[Record]:
 def read(
     client: Client, table: str, origin: str, first: int, end: int, chunk: int = 16_384
 ) -> Iterator[Record]:
-    """The records of `origin` with `first` <= index < `end`, in index order, doubles included.
-
-    A row that holds bytes which are no UTF-8 (nothing of ours wrote it) is read with them escaped.
-    """
+    """The records of `origin` with `first` <= index < `end`, in index order, doubles included."""
     for start in range(first, end, chunk):
         query = (
             f"SELECT {_SELECTED} FROM {table} WHERE origin = %(origin)s"
             " AND index >= %(first)s AND index < %(end)s ORDER BY index"
         )
         values = {"origin": origin, "first": start, "end": min(start + chunk, end)}
-        try:
-            columns = client.execute(query, values, columnar=True)
-        except UnicodeDecodeError:
-            client.disconnect()
-            settings = {"strings_as_bytes": True}
-            columns = [
-                [_escaped(value) for value in column]
-                for column in client.execute(query, values, columnar=True, settings=settings)
-            ]
+        columns = client.execute(query, values, columnar=True)
         if columns:
-            yield from to_records(columns)
+            yield from to_records([_as_text(column) for column in columns])
+
+
+def _as_text(column: Sequence[Any]) -> Sequence[Any]:
+    """The driver gives bytes for what is no UTF-8; nothing of ours wrote that. It is escaped."""
+    kinds = set(map(type, column))
+    if kinds <= {list, tuple}:
+        kinds = set(map(type, itertools.chain.from_iterable(column)))
+    return [_escaped(value) for value in column] if bytes in kinds else column
 
 
 def _escaped(value: Any) -> Any:
     if isinstance(value, bytes):
-        return text(value, 1 << 30)
+        return text(value, len(value) * 4)
     if isinstance(value, list | tuple):
         return [_escaped(item) for item in value]
     return value

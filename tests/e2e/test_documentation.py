@@ -1,0 +1,384 @@
+"""The documentation is true: its commands run, its options and keys exist, its links lead on."""
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+import yaml
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
+from programs import AUTHZ, CHECKOUT, World, free_port, listens, run, until, world
+
+from authz.config import Config
+from authz.record import FIELDS
+from authz.store.client import connect
+
+README = CHECKOUT / "README.md"
+DOCS = [README, *sorted((CHECKOUT / "docs").glob("*.md"))]
+LINKED = [*DOCS, *sorted((CHECKOUT / "deploy").rglob("*.md"))]
+
+_CHECK = "/envoy.service.auth.v3.Authorization/Check"
+
+# Run by a test of their own: `make` targets, and the processes of the README.
+_MAKE = re.compile(r"make (\w+)")
+_PARTS = re.compile(r"\.venv/bin/authz .*")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A fenced block of a document."""
+
+    page: Path
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}: {self.text.splitlines()[0]}"
+
+
+def blocks(*languages: str) -> list[Block]:
+    fences = r"^```(\w*)\n(.*?)^```$"
+    return [
+        Block(page, language, text)
+        for page in DOCS
+        for language, text in re.findall(fences, page.read_text(), re.DOTALL | re.MULTILINE)
+        if language in languages
+    ]
+
+
+def commands(block: Block) -> list[str]:
+    """The commands of a block, without comments; a line that ends with a backslash goes on."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def kind(block: Block) -> str:
+    """How a block of commands is tested."""
+    for name, form in (("make", _MAKE), ("parts", _PARTS)):
+        if all(form.fullmatch(command) for command in commands(block)):
+            return name
+    return "script"
+
+
+SHELL = blocks("sh", "bash", "shell", "console")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the README's own block has started, and a directory like a checkout's to try more in."""
+
+    directory: Path
+    world: World
+    store: str
+    ext_authz: str
+    verify: str
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Iterator[Parts]:
+    """The README's "Run the parts yourself", line by line as it stands there (on free ports)."""
+    directory = tmp_path_factory.mktemp("checkout")
+    (directory / "deploy").symlink_to(CHECKOUT / "deploy")
+    for place in (directory / ".venv" / "bin", directory / "bin"):
+        place.mkdir(parents=True)
+        (place / "authz").write_text(f'#!/bin/sh\nexec {shlex.join(AUTHZ)} "$@"\n')
+        (place / "authz").chmod(0o755)
+    [block] = [block for block in SHELL if kind(block) == "parts"]
+    assert block.page == README
+    text = block.text
+    ports = {}
+    for port in sorted(set(re.findall(r"127\.0\.0\.1:(\d+)", text))):
+        ports[port] = str(free_port())
+        text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{ports[port]}")
+    *serves, verify = commands(Block(README, "sh", text))
+    assert [line.split()[2] for line in serves] == ["clickhouse", "receiver", "ext-authz"]
+    with world() as ours:
+        ours.environment["PATH"] = f"{directory / 'bin'}{os.pathsep}{ours.environment['PATH']}"
+        started = []
+        try:
+            for line in serves:
+                started.append(_start(line, directory, ours))
+                if "clickhouse" in line:
+                    ours.environment["STORE"] = json.loads(started[-1].stdout.readline())["store"]
+                else:
+                    address = line.partition("--listen ")[2].split()[0]
+                    port = int(address.rpartition(":")[2])
+                    assert until(lambda port=port: listens(port), 30), line
+            yield Parts(directory, ours, ours.environment["STORE"], address, verify)
+        finally:
+            for process in reversed(started):
+                process.terminate()
+                process.wait(60)
+                process.stdout.close()
+
+
+def _start(line: str, directory: Path, ours: World) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        ["sh", "-c", f"exec {line}"],
+        cwd=directory,
+        env=ours.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def _check(address: str) -> CheckResponse:
+    """A Check as Envoy sends it: somebody whose token was verified looks at a chart."""
+    request = CheckRequest()
+    http = request.attributes.request.http
+    http.method, http.path, http.host = "GET", "/fhir/Patient/p-0001", "fhir.example"
+    person = {"sub": "dr.alder", "roles": ["physician"], "tenant": "lakeside", "purpose": "TREAT"}
+    context = request.attributes.metadata_context.filter_metadata["envoy.filters.http.jwt_authn"]
+    context.update({"verified_jwt": person})
+    async with grpc.aio.insecure_channel(address) as channel:
+        check = channel.unary_unary(_CHECK, response_deserializer=CheckResponse.FromString)
+        return await check(request.SerializeToString(), timeout=10)
+
+
+@pytest.fixture(scope="module")
+def checked(parts) -> CheckResponse:
+    """The answer to a Check, once its decision is stored."""
+    answer = asyncio.run(_check(parts.ext_authz))
+    with connect(parts.store) as client:
+        assert until(lambda: client.execute("SELECT count() FROM decisions") != [(0,)], 20)
+    return answer
+
+
+def test_run_the_parts_yourself(parts, checked):
+    """The README's processes answer a Check, record it, and its last command says: intact."""
+    assert checked.status.code == grpc.StatusCode.OK.value[0], checked
+    with connect(parts.store) as client:
+        rows = client.execute("SELECT DISTINCT subject, allowed, reason FROM decisions")
+    assert rows == [("dr.alder", True, "physician on the care team")]
+    done = run(["sh", "-c", parts.verify], parts.world, cwd=parts.directory)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "intact: nothing changed" in done.stdout
+    assert "1 decisions" in done.stdout
+
+
+def test_the_state_that_verify_leaves(parts, checked):
+    """The README's `verify` remembers what it accepted, and accepts it again."""
+    for _ in range(2):
+        done = run(["sh", "-c", parts.verify], parts.world, cwd=parts.directory)
+        assert done.returncode == 0, done.stdout + done.stderr
+    [path] = re.findall(r"--state (\S+)", parts.verify)
+    [accepted] = json.loads((parts.directory / path).read_bytes()).values()
+    assert accepted["size"] > 0
+
+
+@pytest.mark.parametrize("block", [b for b in SHELL if kind(b) == "script"], ids=str)
+def test_commands(parts, checked, tmp_path, block):
+    """A block of commands runs from its first line to its last, where its files are there."""
+    shutil.copy(parts.directory / "data" / "receiver" / "trust.yaml", tmp_path / "trust.yaml")
+    done = run(["sh", "-eu", "-c", block.text], parts.world, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("sql"), ids=str)
+def test_queries(parts, checked, block):
+    """Each query of the documentation is one that this schema answers."""
+    with connect(parts.store) as client:
+        client.execute(block.text)
+
+
+def test_configurations(tmp_path):
+    """Each configuration shown is one that the program takes."""
+    for block in blocks("yaml"):
+        path = tmp_path / "authz.yaml"
+        path.write_text(block.text)
+        with world() as ours:
+            done = run([*AUTHZ, "config", "--config", path], ours)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", [b for b in SHELL if kind(b) == "make"], ids=str)
+def test_make_targets(block):
+    """Each `make` command is a target that make can reach."""
+    for command in commands(block):
+        assert _MAKE.fullmatch(command)
+        with world() as ours:
+            done = run([*command.split(), "--dry-run"], ours, cwd=CHECKOUT)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_the_readme_tells_both_targets():
+    """The README shows how to see it and how to test it, each in one command."""
+    told = [line for block in SHELL if kind(block) == "make" for line in commands(block)]
+    assert {"make demo", "make test"} <= set(told)
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, str]:
+    """What ``--help`` says, by command: ``""``, ``"serve"``, ``"serve receiver"``..."""
+    found: dict[str, str] = {}
+    wide = {"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}
+    with world() as ours, ThreadPoolExecutor(2) as pool:
+
+        def ask(command: str) -> str:
+            line = [*AUTHZ, *command.split(), "--help"]
+            done = run(line, ours, env={**ours.environment, **wide})
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        level = [""]
+        while level:
+            answers = dict(zip(level, pool.map(ask, level), strict=True))
+            found |= answers
+            level = [
+                f"{command} {name}".strip()
+                for command, text in answers.items()
+                if "COMMAND" in text.partition("\n\n")[0] + text.partition("Usage")[2][:100]
+                for name in _commands(text)
+            ]
+    return found
+
+
+def _commands(text: str) -> list[str]:
+    """The names in the box "Commands" of a help text."""
+    box = re.search(r"─ Commands ─.*?\n(.*?)╰", text, re.DOTALL)
+    return re.findall(r"^│ ([a-z][a-z-]*)", box[1], re.MULTILINE) if box else []
+
+
+def spoken() -> list[tuple[Path, str]]:
+    """Each ``authz ...`` in code: in a fenced block, or between backticks."""
+    found = []
+    for page in DOCS:
+        text = page.read_text()
+        fenced = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+        inline = re.findall(r"`([^`]+)`", prose)
+        for code in [line for block in fenced for line in block.splitlines()] + inline:
+            found += [(page, said) for said in re.findall(r"(?:^|[ /])authz( [^│>#|]+)", code)]
+    return found
+
+
+def test_commands_exist(helps):
+    """Every command that the documentation names is there, with the options it is given."""
+    assert len(helps) > 5, helps
+    wrong = []
+    for page, said in spoken():
+        command = ""
+        for word in said.split():
+            if f"{command} {word}".strip() not in helps:
+                break
+            command = f"{command} {word}".strip()
+        options = re.findall(r"(?<![\w-])--[a-z][a-z-]*", said)
+        if not command and options != ["--help"]:
+            wrong.append(f"{page.name}: authz{said}: no such command")
+        wrong += [
+            f"{page.name}: authz{said}: no option {option}"
+            for option in options
+            if not re.search(rf"{option}\b(?!-)", helps[command])
+        ]
+    assert not wrong
+    assert len(spoken()) > 8
+
+
+def test_options_exist(helps):
+    """Every option that the documentation mentions is one of some command's."""
+    known = set(re.findall(r"--[a-z][a-z-]*", " ".join(helps.values())))
+    wrong = [
+        f"{page.name}: {option}"
+        for page in DOCS
+        for option in re.findall(r"`(--[a-z][a-z-]*)", page.read_text())
+        if option not in known
+    ]
+    assert not wrong
+
+
+def test_every_command_is_told(helps):
+    """No command and no server is left out of the documentation."""
+    text = "\n".join(page.read_text() for page in DOCS)
+    groups = {command.rpartition(" ")[0] for command in helps}
+    assert [c for c in helps if c and c not in groups and f"authz {c}" not in text] == []
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_links(page):
+    """Every relative link leads to a file that is there, and to a heading that is in it."""
+    wrong = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        if not path.exists() or (anchor and anchor not in _anchors(path)):
+            wrong.append(target)
+    assert not wrong
+
+
+def _anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_config_is_accepted_back(tmp_path):
+    """What `authz config` prints has every key, and is accepted as it is, meaning the defaults."""
+    with world() as ours:
+        printed = run([*AUTHZ, "config"], ours).stdout
+        path = tmp_path / "authz.yaml"
+        path.write_text(printed)
+        done = run([*AUTHZ, "config", "--config", path], ours)
+    assert done.returncode == 0, done.stderr
+    told = yaml.safe_load(printed)
+    assert Config.model_validate(told) == Config()
+    assert set(told) == set(Config.model_fields)
+    for name, section in told.items():
+        if isinstance(section, dict):
+            assert set(section) == set(type(Config.model_fields[name].default).model_fields)
+    assert all(" # " in line for line in printed.splitlines()[1:] if line.startswith("  "))
+
+
+def test_keys_exist():
+    """Every configuration key and variable that the documentation names is one."""
+    sections = {
+        name: set(type(field.default).model_fields)
+        for name, field in Config.model_fields.items()
+        if hasattr(type(field.default), "model_fields")
+    }
+    wrong = []
+    for page in DOCS:
+        text = page.read_text()
+        for section, key in re.findall(r"`(\w+)\.(\w+)`", text):
+            if section in sections and key not in sections[section]:
+                wrong.append(f"{page.name}: {section}.{key}")
+        for name in re.findall(r"\bAUTHZ_([A-Z_]+[A-Z])\b", text):
+            section, _, key = name.lower().rpartition("__")
+            known = sections[section] if section else set(Config.model_fields)
+            if key not in known:
+                wrong.append(f"{page.name}: AUTHZ_{name}")
+    assert not wrong
+
+
+def test_fields_are_told():
+    """The record's page names every field of the record, and no other, in its table."""
+    text = (CHECKOUT / "docs" / "record.md").read_text()
+    table = re.search(r"^\| Fields .*?\n\n", text, re.DOTALL | re.MULTILINE)
+    first = [line.split("|")[1] for line in table[0].splitlines()[2:] if line.count("|") > 2]
+    assert {name for cell in first for name in re.findall(r"`(\w+)`", cell)} == {
+        field.name for field in FIELDS
+    }
+
+
+def test_metrics_exist():
+    """Every metric that the documentation names is one that a process serves."""
+    lines = "import authz.serve.ext_authz, authz.serve.receiver, prometheus_client as p;"
+    lines += "print(p.generate_latest().decode())"
+    with world() as ours:
+        served = run([sys.executable, "-c", lines], ours).stdout
+    told = [name for page in DOCS for name in re.findall(r"`(authz_[a-z_]+)", page.read_text())]
+    assert told
+    assert [name for name in told if not re.search(rf"^# TYPE {name} ", served, re.MULTILINE)] == []
