@@ -42,7 +42,9 @@ class Chain:
         self.writer = writer
         seq, head = journal.next - 1, ""
         if seq:
-            head = chain_hash(journal.reader(seq).take(1)[0])
+            reader = journal.reader(seq)
+            head = chain_hash(reader.take(1)[0])
+            reader.close()
         self.place = (seq, head)  # the newest durable record and its hash; replaced as a whole
         self._framed = self.place
 

@@ -20,10 +20,12 @@ from authz.journal.segments import Journal
 from authz.v1 import stream_pb2 as pb
 
 _BATCH = 1000
-_BATCH_BYTES = 2 << 20
+_BATCH_BYTES = 256 << 10
+_PAUSE_SECONDS = 0.1  # between a cut and the next attempt
 _IN_FLIGHT = 4  # batches sent and not acknowledged
 _PATIENCE_SECONDS = 30  # without an acknowledgement, the stream is given up and begun anew
 _CUT = (grpc.RpcError, asyncio.InvalidStateError)  # what a write raises when the stream has ended
+_TRANSIENT = (grpc.aio.AioRpcError, TimeoutError, OSError)
 _FOR_GOOD = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.DATA_LOSS)
 
 UNSENT = Gauge("authz_writer_unacknowledged", "Records the receiver has not acknowledged")
@@ -46,6 +48,7 @@ class Forwarder:
         self._durable = durable
         self._acked = journal.first - 1
         self._sent = self._acked
+        self._welcomed = False
         self._progress = asyncio.Event()
 
     @property
@@ -54,17 +57,26 @@ class Forwarder:
 
     async def run(self) -> None:
         """Until cancelled; reconnects, for as long as it takes."""
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type((grpc.aio.AioRpcError, TimeoutError, OSError)),
-            wait=wait_random_exponential(multiplier=0.1, max=5),
-        ):
-            with attempt:
-                try:
-                    await self._stream()
-                except (grpc.aio.AioRpcError, TimeoutError) as error:
-                    CONNECTED.set(0)
-                    self._tell(error)
-                    raise
+        while True:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(_TRANSIENT),
+                wait=wait_random_exponential(multiplier=0.1, max=5),
+            ):
+                with attempt:
+                    await self._connection()
+            # It was connected, so the next attempt is a first one again.
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _connection(self) -> None:
+        """One connection; returns when one that was welcomed is cut. Raises `_TRANSIENT`."""
+        self._welcomed = False
+        try:
+            await self._stream()
+        except _TRANSIENT as error:
+            CONNECTED.set(0)
+            self._tell(error)
+            if not self._welcomed:
+                raise
 
     async def drain(self, seconds: float) -> int:
         """Wait until all is acknowledged, at most `seconds`; returns how much is left."""
@@ -90,6 +102,7 @@ class Forwarder:
             if not isinstance(answer, pb.FromReceiver) or not answer.HasField("welcome"):
                 raise await _ended(call)
             self._welcome(answer.welcome)
+            self._welcomed = True
             CONNECTED.set(1)
             sending = asyncio.create_task(self._send(call))
             receiving = asyncio.create_task(self._receive(call))

@@ -129,7 +129,7 @@ class CheckService:
             raise
         except TimeoutError:
             # The record on its way may say allowed. This one, of the same decision, comes after it.
-            return self._refuse(check, denial(503, "deadline"))
+            return self._refuse(check, denial(503, "deadline"))[0], {}
         except JournalError as error:
             logger.error("a decision could not be recorded", error=str(error))
             # Envoy's entry must not name a decision that may be on record nowhere.
