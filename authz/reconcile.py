@@ -29,7 +29,9 @@ class _Half:
     index: int
     sealed_at: int
     allowed: bool
-    reached: bool = False  # the access: an upstream was contacted
+    enforced: bool
+    reached: bool  # the access: an upstream was contacted
+    request_id: str
 
 
 @dataclass(slots=True)
@@ -60,7 +62,8 @@ class Reconciler:
 
     A client that goes away while the Check runs, or a Check that Envoy gives up, leaves an access
     that names no decision and reached nothing. If its `request_id` is an unmatched decision's, that
-    decision was `unanswered`: no gap, since nobody got at anything by it.
+    decision was `unanswered`: no gap, since nobody got at anything by it. Since clients can repeat
+    a request id, that is taken back when the decision's own access comes.
 
     ext-authz may record a decision a second time, as a denial: the client left, or the disk took
     too long. The last one counts, also if the access came in between. So what has met is judged
@@ -71,8 +74,9 @@ class Reconciler:
         self._grace = int(grace_seconds * _SECOND)
         self._decided: dict[str, _Half] = {}
         self._accessed: dict[str, _Half] = {}
-        self._asked: dict[str, str] = {}  # request id to decision id, of `_decided`
-        self._ended: dict[str, int] = {}  # request id to time sealed, of accesses without decision
+        self._asked: dict[str, dict[str, None]] = {}  # request id to decision ids, of `_decided`
+        # Request id to how many accesses without decision, and the time the newest was sealed.
+        self._ended: dict[str, tuple[int, int]] = {}
         # Decisions with their access (None: unanswered), and `_newest` when they met.
         self._settled: dict[str, tuple[_Half, _Half | None, int]] = {}
         self._newest = 0
@@ -113,44 +117,69 @@ class Reconciler:
             return
         self._count(half, 1)
         access = self._accessed.pop(decision_id, None)
-        request_id = str(record.get("request_id", ""))
         if access:
             self._match(decision_id, half, access)
-        elif request_id and self._ended.pop(request_id, None) is not None:
+        elif self._take_ended(half.request_id):
             self._unanswered(decision_id, half)
         else:
             self._decided[decision_id] = half
-            if request_id:
-                self._asked[request_id] = decision_id
+            if half.request_id:
+                self._asked.setdefault(half.request_id, {})[decision_id] = None
 
     def _access(self, record: Record) -> None:
         self.tally.accesses += 1
         half = self._half(record)
         decision_id = str(record.get("decision_id", ""))
-        request_id = str(record.get("request_id", ""))
-        asked = self._asked.pop(request_id, "")
         if not decision_id:
             if half.reached:
                 self.tally.gaps.append(Gap("bypass", half.origin, half.index))
             else:
-                self._ended_by_envoy(request_id, half, asked)
-            return
-        decided = self._decided.pop(decision_id, None)
-        if decided:
+                self.tally.rejected_by_envoy += 1
+                self._ended_by_envoy(half.request_id, half.sealed_at)
+        elif decision_id in self._decided:
+            self._match(decision_id, self._undecided(decision_id), half)
+        elif decision_id in self._settled and self._settled[decision_id][1] is None:
+            # It was answered after all: what Envoy ended was another request of the same id.
+            decided, _, met = self._settled.pop(decision_id)
+            self.tally.unanswered -= 1
+            self.tally.rejected_by_envoy += 1
             self._match(decision_id, decided, half)
+            self._ended_by_envoy(decided.request_id, met)
         else:
             self._accessed[decision_id] = half
 
-    def _ended_by_envoy(self, request_id: str, half: _Half, asked: str) -> None:
-        self.tally.rejected_by_envoy += 1
-        if decided := self._decided.pop(asked, None):
-            self._unanswered(asked, decided)
+    def _ended_by_envoy(self, request_id: str, at: int) -> None:
+        """Envoy ended a request without a decision: if it asked for one, that is unanswered."""
+        asked = self._asked.get(request_id, {})
+        if asked:
+            allowed = (one for one in asked if self._decided[one].allowed)
+            decision_id = next(allowed, next(iter(asked)))
+            self._unanswered(decision_id, self._undecided(decision_id))
         elif request_id:
-            self._ended[request_id] = half.sealed_at
+            count, newest = self._ended.pop(request_id, (0, 0))
+            self._ended[request_id] = count + 1, max(newest, at)
             oldest = next(iter(self._ended))
-            while self._ended[oldest] < half.sealed_at - self._grace:
+            while self._ended[oldest][1] < self._newest - self._grace:
                 del self._ended[oldest]
+                if not self._ended:
+                    break
                 oldest = next(iter(self._ended))
+
+    def _take_ended(self, request_id: str) -> bool:
+        """Whether Envoy ended a request of this id that asked for no decision we know."""
+        count, newest = self._ended.pop(request_id, (0, 0))
+        if count > 1:
+            self._ended[request_id] = count - 1, newest
+        return count > 0
+
+    def _undecided(self, decision_id: str) -> _Half:
+        """The decision, which is no longer without its other half."""
+        half = self._decided.pop(decision_id)
+        asked = self._asked.get(half.request_id, {})
+        asked.pop(decision_id, None)
+        if not asked:
+            self._asked.pop(half.request_id, None)
+        return half
 
     def _unanswered(self, decision_id: str, decided: _Half) -> None:
         self.tally.rejected_by_envoy -= 1
@@ -172,7 +201,8 @@ class Reconciler:
         if access is None:
             return
         gap = ""
-        if access.reached and not decided.allowed:
+        # In dry-run a denial is recorded and not enforced: the service is reached all the same.
+        if access.reached and decided.enforced and not decided.allowed:
             gap = "denied_but_reached"
         elif decided.allowed != access.allowed:
             gap = "disagrees"
@@ -192,14 +222,14 @@ class Reconciler:
         assert isinstance(sealed_at, int)
         assert isinstance(index, int)
         self._newest = max(self._newest, sealed_at)
-        # In dry-run a denial is recorded and not enforced: the service is reached all the same.
-        enforced = bool(record.get("enforced", True)) or "decision_id" not in record
         return _Half(
             origin=str(record.get("origin", "")),
             index=index,
             sealed_at=sealed_at,
             allowed=bool(record.get("allowed", False)),
-            reached=enforced and bool(record.get("upstream")),
+            enforced=bool(record.get("enforced", False)),
+            reached=bool(record.get("upstream")),
+            request_id=str(record.get("request_id", "")),
         )
 
     def _unmatched(self, kind: str, decision_id: str, half: _Half) -> None:

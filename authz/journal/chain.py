@@ -20,7 +20,7 @@ import orjson
 from authz.errors import UsageError
 from authz.journal.segments import Journal, replace_file
 from authz.ledger import NoteError, Signer, leaf_hash
-from authz.record import SCHEMA_VERSION, Record, canonical
+from authz.record import SCHEMA_VERSION, Record, canonical, misfit
 
 RECEIVERS_FIELDS = ("origin", "index", "sealed_at")
 
@@ -146,6 +146,8 @@ def check_link(payload: bytes, writer: str, seq: int, prev: str) -> Record:
         )
     if record.get("prev", "") != prev:
         raise ChainError(f"{writer} {seq}: does not follow the record before it")
+    if wrong := misfit(record):
+        raise ChainError(f"{writer} {seq}: {wrong}")
     if any(name in record for name in RECEIVERS_FIELDS):
         raise ChainError(f"{writer} {seq}: carries values that are the receiver's to give")
     return record

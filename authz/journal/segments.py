@@ -6,7 +6,7 @@ Durable steps, and what a restart finds after a crash at each:
    segment; it holds nothing and is passed over.
 2. Frames are appended and `fdatasync`ed, all waiting records at once. Found: the frames whole, or
    a torn tail that no checksum vouches for; nobody was told of those records, so the tail ends the
-   segment.
+   segment. Whole frames that were not synced yet are synced by the start that finds them.
 3. A write or sync fails. The segment is never written again, for what the disk holds is unknown;
    the next append starts a new segment at the same number. Found: two segments that claim a
    number; the later one is right, since the failed records were never acknowledged. (Failed, and
@@ -17,9 +17,11 @@ Durable steps, and what a restart finds after a crash at each:
 A process never appends to a segment it did not create: a start begins a new one.
 
 Segment: ``AUTHZJ1\n``, first number (8 bytes). Frame: length (4 bytes), CRC-32 of the payload
-seeded with the low 32 bits of its number (4 bytes), payload. Integers are little-endian.
+seeded with the low 32 bits of its number (4 bytes), payload. Integers are little-endian. No payload
+is empty, so that zeros, which a loss of power may leave, are no frame.
 """
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -106,6 +108,8 @@ class Journal:
         frames = []
         number = self._next
         for payload in payloads:
+            if not payload:
+                raise ValueError("a record of the journal cannot be empty")
             frames.append(_FRAME.pack(len(payload), zlib.crc32(payload, number & 0xFFFFFFFF)))
             frames.append(payload)
             number += 1
@@ -163,8 +167,9 @@ class Journal:
 
     def _abandon_segment(self) -> None:
         if self._file is not None:
-            os.close(self._file)
-            self._file = None
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):  # what is durable, the sync said
+                os.close(file)
 
     def _begin_segment(self) -> int:
         attempt = 0
@@ -216,6 +221,13 @@ class Journal:
                 segment.path.unlink()
             else:
                 self._segments.append(segment)
+        if self._segments and self._sync:
+            # A process that was killed before its sync leaves frames the disk may not hold yet.
+            file = os.open(self._segments[-1].path, os.O_RDONLY)
+            try:
+                os.fdatasync(file)
+            finally:
+                os.close(file)
 
 
 class Reader:
@@ -273,7 +285,7 @@ class _Segment:
     def open(cls, path: Path) -> "_Segment | None":
         with path.open("rb") as file:
             header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size:
+        if len(header) < _HEADER.size or header == bytes(_HEADER.size):
             return None
         magic, first = _HEADER.unpack(header)
         if magic != _MAGIC:
@@ -297,7 +309,7 @@ def _read_frame(file: BinaryIO, number: int) -> bytes | None:
         return None
     length, checksum = _FRAME.unpack(head)
     payload = file.read(length)
-    if len(payload) < length or zlib.crc32(payload, number & 0xFFFFFFFF) != checksum:
+    if not length or len(payload) < length or zlib.crc32(payload, number & 0xFFFFFFFF) != checksum:
         return None
     return payload
 

@@ -9,8 +9,11 @@ from typing import Any, Final, Protocol
 
 import orjson
 from cachetools import TTLCache
+from prometheus_client import Counter
 
 from authz.policy.rego_ast import Reads
+
+HITS = Counter("authz_cache_hits_total", "Decisions taken from the cache")
 
 _SECONDS: Final = 1.0
 _ENTRIES: Final = 10_000
@@ -54,7 +57,6 @@ class CachedEngine:
         self._judged: Reads | None = None
         self._sound = False
         self._revision = ""
-        self.hits = 0
 
     @property
     def revision(self) -> str:
@@ -67,7 +69,7 @@ class CachedEngine:
         key = cache_key(document)
         decision = self._known.get(key, self)
         if decision is not self:
-            self.hits += 1
+            HITS.inc()
             return decision
         revision = self._engine.revision
         decision = await self._engine.decide(document)

@@ -22,7 +22,7 @@ import structlog
 
 from authz.errors import UsageError
 from authz.policy import source
-from authz.policy.limits import refusals
+from authz.policy.limits import refusals, unknown_functions
 from authz.policy.verdict import UNDEFINED, PolicyError
 
 _WATCH_SECONDS = 0.25
@@ -122,6 +122,10 @@ class _Prepared:
             ) from None
         if not self._bundle.ok():
             raise UsageError("--policy does not compile; `opa check` says where")
+        for name, function in unknown_functions(policy.modules, self._rego.is_builtin):
+            raise UsageError(
+                f"--policy {name}: {function} is no function there, nor one of the embedded engine"
+            )
         if not _defines(policy, query):
             raise UsageError(
                 f"--decision {query}: no rule of that name in package"

@@ -4,17 +4,23 @@ What cannot be done right is refused. A mistake here must refuse too much, not t
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 _LACKING = re.compile(r"\b(http\.send|net\.cidr_\w+|json\.match_schema|rego\.parse_module)\s*\(")
 _COMMENT = re.compile(r'("(?:[^"\\\n]|\\.)*"|`[^`]*`)|#[^\n]*')
 _FUNCTION = re.compile(r"^([A-Za-z_][\w.]*)\(([^)]*)\)", re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z_]\w*")
+_DEFINED = re.compile(
+    r"^(?:default\s+)?([A-Za-z_][\w.]*)\(|^\s*import\s+\S+\s+as\s+(\w+)", re.MULTILINE
+)
+_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|`[^`]*`')
+_CALL = re.compile(r"(?<![\w.])([A-Za-z_][\w.]*)\(")
+_KEYWORDS = frozenset("as contains default else every if import in not package some with".split())
 
 
 def refusals(text: str) -> Iterator[str]:
     """Why a module cannot be used with the embedded engine, a line each."""
-    text = _COMMENT.sub(lambda found: found[1] or "", text)
+    text = _uncommented(text)
     for found in _LACKING.finditer(text):
         yield f"{found[1]} is not in the embedded engine"
     for function, arguments, body in _functions(text):
@@ -25,6 +31,28 @@ def refusals(text: str) -> Iterator[str]:
                     f" the embedded engine does not see there (write 'x := {argument}' before it,"
                     " and use x)"
                 )
+
+
+def unknown_functions(
+    modules: Mapping[str, str], builtin: Callable[[str], bool]
+) -> Iterator[tuple[str, str]]:
+    """Module and name of each function that is called and is nowhere: the engine would only notice
+    at a request that comes that far."""
+    texts = {name: _STRING.sub('""', _uncommented(text)) for name, text in modules.items()}
+    defined = {
+        (found[1] or found[2]).rpartition(".")[2]
+        for text in texts.values()
+        for found in _DEFINED.finditer(text)
+    }
+    for name, text in texts.items():
+        for called in dict.fromkeys(found[1] for found in _CALL.finditer(text)):
+            known = called in _KEYWORDS or called.rpartition(".")[2] in defined
+            if not known and not builtin(called):
+                yield name, called
+
+
+def _uncommented(text: str) -> str:
+    return _COMMENT.sub(lambda found: found[1] or "", text)
 
 
 def _functions(text: str) -> Iterator[tuple[str, list[str], str]]:

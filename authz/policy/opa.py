@@ -21,7 +21,7 @@ import structlog
 from opa_client.errors import ConnectionsError, RegoParseError
 from opa_client.opa_async import AsyncOpaClient
 
-from authz.errors import UnavailableError, UsageError
+from authz.errors import AuthzError, UnavailableError, UsageError
 from authz.policy.rego_ast import Reads, reads
 from authz.policy.verdict import UNDEFINED, PolicyError
 
@@ -89,11 +89,15 @@ class OpaEngine:
         self._client = _Client(self._session, base)
         self._single = f"{base}/v1/data/{self._query}"
         self._batch = f"{base}/v1/data/{_PACKAGE}/decisions"
-        await self._look()
-        if not await self._is_defined():
-            raise UsageError(
-                f"--decision {self._query}: OPA at {self._options.url} has no rule of that name"
-            )
+        try:
+            await self._look()
+            if not await self._is_defined():
+                raise UsageError(
+                    f"--decision {self._query}: OPA at {self._options.url} has no rule of that name"
+                )
+        except AuthzError:
+            await self.close()
+            raise
 
     async def decide(self, document: dict[str, object]) -> object:
         """The decision for an input document, `UNDEFINED` for none.
@@ -104,7 +108,7 @@ class OpaEngine:
         self._pending.append((document, future))
         waiting = len(self._pending)
         self._company = max(self._company, float(min(waiting + self._asked, _MAX_BATCH)))
-        if not self._batches or waiting >= min(self._company, _MAX_BATCH):
+        if not self._batches or waiting >= round(self._company):
             self._flush()
         elif self._timer is None:
             loop = asyncio.get_running_loop()
@@ -214,12 +218,13 @@ class OpaEngine:
         except (ConnectionsError, aiohttp.ClientError, TimeoutError, OSError):
             raise UnavailableError(f"OPA at {self._options.url} does not answer") from None
         ours = wrapper(self._query)
-        loaded = {policy["id"]: policy for policy in policies}
         theirs = [policy for policy in policies if policy["raw"] != ours]
-        self.reads = reads([policy["ast"] for policy in theirs])
-        self.revision = _revision({policy["id"]: policy["raw"] for policy in theirs})
+        revision = _revision({policy["id"]: policy["raw"] for policy in theirs})
+        if revision != self.revision or self.reads is None:
+            self.reads = reads([policy["ast"] for policy in theirs])
+            self.revision = revision
         batches = self.reads.batchable
-        if batches and not any(policy["raw"] == ours for policy in loaded.values()):
+        if batches and len(theirs) == len(policies):
             batches = await self._load_wrapper(ours)
         if batches != self._batches:
             logger.info("decisions are asked", together=batches)

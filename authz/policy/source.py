@@ -6,6 +6,7 @@ and ``*_test.rego`` is not part of the policy.
 
 import hashlib
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def load(path: Path) -> Policy:
     """Read the policy at `path`. Raises `UsageError` that names the file."""
     try:
         files = _files(path)
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"--policy {path}: {reason}") from None
     modules: dict[str, str] = {}
@@ -50,7 +51,8 @@ def load(path: Path) -> Policy:
             elif name.rpartition("/")[2] in _DATA:
                 _merge(data, _parse(name, content), name)
         except (ValueError, yaml.YAMLError) as error:
-            raise UsageError(f"--policy {path}: {name}: {error}") from None
+            reason = " ".join(str(error).split())
+            raise UsageError(f"--policy {path}: {name}: {reason}") from None
     if not modules:
         raise UsageError(f"--policy {path}: no .rego files there")
     return Policy(_revision(modules, data), modules, data)

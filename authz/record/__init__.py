@@ -1,6 +1,6 @@
 """The record: its fields, its canonical form, and what keeps patients out of it in clear."""
 
-from authz.record.canonical import canonical, clean, text
+from authz.record.canonical import canonical, clean, misfit, text
 from authz.record.schema import (
     DECIDED,
     FIELD,
@@ -23,5 +23,6 @@ __all__ = [
     "Value",
     "canonical",
     "clean",
+    "misfit",
     "text",
 ]

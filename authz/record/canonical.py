@@ -7,6 +7,7 @@ import orjson
 from authz.record.schema import FIELD, MAX_INT, Field, Record, Value
 
 _PLAIN = frozenset((str, int, bool))
+_TYPES = {"text": str, "int": int, "time": int, "bool": bool, "texts": list}
 
 
 def canonical(record: Mapping[str, object]) -> bytes:
@@ -50,6 +51,23 @@ def clean(values: Mapping[str, object]) -> Record:
             if kept:
                 record[name] = kept
     return record
+
+
+def misfit(record: Mapping[str, object]) -> str:
+    """What in `record`, which has a canonical form, no row could hold as it is; empty if all fits.
+
+    For records that others made: a row that says something else than its leaf, or that no insert
+    takes, could not be mended once it is in the log.
+    """
+    for name, value in record.items():
+        field = FIELD.get(name)
+        if field is None:
+            return f"{name} is no field"
+        if type(value) is not _TYPES[field.type]:
+            return f"{name} is no {field.type}"
+        if type(value) is int and value > field.cap:
+            return f"{name} is more than {field.cap}"
+    return ""
 
 
 def _clean(field: Field, value: object) -> Value:

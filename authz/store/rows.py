@@ -20,6 +20,13 @@ _SELECTED = ", ".join(
 )
 
 
+class NotText(str):
+    """The escaped form of bytes that are no UTF-8. Nothing of ours wrote them: no text that was
+    ever sealed equals them, and `canonical` takes no such value."""
+
+    __slots__ = ()
+
+
 def to_columns(records: Sequence[Record]) -> list[list[Any]]:
     """`records` as `INSERT`'s columns. Times stay integers: the driver takes them as raw ticks."""
     return [[record.get(name, default) for record in records] for name, default in _COLUMNS]
@@ -48,7 +55,7 @@ def read(
 
 
 def _as_text(column: Sequence[Any]) -> Sequence[Any]:
-    """The driver gives bytes for what is no UTF-8; nothing of ours wrote that. It is escaped."""
+    """The driver gives bytes for what is no UTF-8; they become `NotText`."""
     kinds = set(map(type, column))
     if kinds <= {list, tuple}:
         kinds = set(map(type, itertools.chain.from_iterable(column)))
@@ -57,7 +64,7 @@ def _as_text(column: Sequence[Any]) -> Sequence[Any]:
 
 def _escaped(value: Any) -> Any:
     if isinstance(value, bytes):
-        return text(value, len(value) * 4)
+        return NotText(text(value, len(value) * 4))
     if isinstance(value, list | tuple):
         return [_escaped(item) for item in value]
     return value

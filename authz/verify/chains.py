@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 
@@ -11,12 +11,29 @@ from authz.journal.chain import RECEIVERS_FIELDS, chain_hash, head_text
 from authz.ledger import NoteError, Verifier
 from authz.record import Record, canonical
 
+# A head is signed over the newest durable record and then waits for the disk with the rest, so
+# records come between: at most a journal's waiting ones and the batch being written.
+_KEPT = 1 << 16
+
 
 @dataclass(slots=True)
 class _Writer:
     key: Verifier | None = None
     seq: int = 0
     head: str = ""
+    heads: dict[int, str] = field(default_factory=dict)  # by number, since the last one signed
+
+    def move(self, seq: int, head: str) -> None:
+        self.seq, self.head = seq, head
+        self.heads[seq] = head
+        if len(self.heads) > _KEPT:
+            del self.heads[next(iter(self.heads))]
+
+    def signed(self, seq: int, head: str) -> bool:
+        """Whether the log holds `head` as number `seq`; what is before need not be kept."""
+        same = self.heads.get(seq) == head
+        self.heads = {number: kept for number, kept in self.heads.items() if number >= seq}
+        return same
 
 
 class Chains:
@@ -41,7 +58,7 @@ class Chains:
             yield "chain", f"record {seq} of writer {name} does not chain to the one before"
         if record.get("kind") == "notice":
             yield from self._notice(name, writer, record)
-        writer.seq, writer.head = seq, chain_hash(canonical(told))
+        writer.move(seq, chain_hash(canonical(told)))
 
     def _notice(self, name: str, writer: _Writer, record: Record) -> Iterator[tuple[str, str]]:
         event = record.get("event")
@@ -51,12 +68,16 @@ class Chains:
             details = orjson.loads(str(record.get("details", "")))
             if event == "writer_started":
                 key = Verifier(name, base64.b64decode(details["public_key"], validate=True))
+                if len(key.public_key) != 32:
+                    raise ValueError
                 if writer.key and key != writer.key:
                     yield "writer_key", f"writer {name} announces another key than before"
                 writer.key = writer.key or key
                 return
             signature = base64.b64decode(details["signature"], validate=True)
             seq, head = details["seq"], details["head"]
+            if not isinstance(seq, int) or not isinstance(head, str):
+                raise TypeError
         except (ValueError, KeyError, TypeError, binascii.Error):
             yield "chain_head", f"a notice of writer {name} is malformed"
             return
@@ -67,5 +88,6 @@ class Chains:
             writer.key.verify(head_text(name, seq, head), signature)
         except NoteError:
             yield "chain_head", f"writer {name}'s signature over its record {seq} is wrong"
-        if seq == writer.seq and head != writer.head:
+            return
+        if not writer.signed(seq, head):
             yield "chain_head", f"writer {name} signed another record {seq} than the log holds"

@@ -28,6 +28,7 @@ from clickhouse_driver import Client
 from authz.ledger import TILE_WIDTH, Checkpoint, NoteError, Tree, leaf_hash, open_note
 from authz.reconcile import Reconciler
 from authz.record import Record, canonical
+from authz.record import text as as_text
 from authz.store import rows
 from authz.trust import TrustedLog
 from authz.verify.chains import Chains
@@ -35,6 +36,7 @@ from authz.verify.report import MAX_FINDINGS, Finding, LogReport, Report
 
 _CHUNK = 64 * TILE_WIDTH
 _UNSEALED_SECONDS = 10
+_NO_LEAF = bytes(32)  # stands for a row that no record could have left
 _TALLIED = (
     "decisions", "accesses", "matched", "allowed", "denied", "rejected_by_envoy", "unanswered",
     "pending",
@@ -82,7 +84,8 @@ def _unknown_logs(client: Client, logs: list[TrustedLog]) -> Iterator[LogReport]
     """Rows of a log that nobody trusts have no business in the table."""
     known = [log.origin for log in logs]
     query = "SELECT origin, min(index), max(index) FROM audit_log WHERE origin NOT IN %(known)s"
-    for origin, first, last in client.execute(query + " GROUP BY origin", {"known": known}):
+    for name, first, last in client.execute(query + " GROUP BY origin", {"known": known}):
+        origin = as_text(name, 1024)
         text = f"rows of log {origin!r}, which the trust file does not name"
         yield LogReport(origin, findings=[Finding("unknown_origin", origin, first, last, text)])
 
@@ -100,6 +103,7 @@ class _LogCheck:
     chains: Chains = field(default_factory=Chains)
     tree: Tree = field(default_factory=Tree)  # as the tiles have it
     told: Tree | None = None  # as the rows have it, from the first record where they differ
+    differing: list[int] = field(default_factory=list)  # where rows and tiles do, no root judged it
     upper: dict[tuple[int, int], bytes] = field(default_factory=dict)
     sealed_at: int = 0
     intact_up_to: int = 0
@@ -111,7 +115,7 @@ class _LogCheck:
         """Step 1; returns how many records there are to check."""
         for size, note in self._checkpoints():
             try:
-                text, _ = open_note(note, self.log.keys)
+                text, _ = open_note(as_text(note, 65_536), self.log.keys)
                 checkpoint = Checkpoint.parse(text)
             except NoteError as error:
                 self._find("signature", -1, -1, f"the checkpoint of size {size}: {error}")
@@ -131,14 +135,14 @@ class _LogCheck:
             self._expect(self.accepted)
         return self.report.size
 
-    def _checkpoints(self) -> list[tuple[int, str]]:
+    def _checkpoints(self) -> list[tuple[int, str | bytes]]:
         """All of the log's; a log whose first rows are only just there gets its first soon."""
         query = "SELECT size, note FROM checkpoints WHERE origin = %(origin)s ORDER BY size, note"
         any_row = "SELECT 1 FROM audit_log WHERE origin = %(origin)s LIMIT 1"
         values = {"origin": self.log.origin}
         until = time.monotonic() + _UNSEALED_SECONDS
         while True:
-            found: list[tuple[int, str]] = self.client.execute(query, values)
+            found: list[tuple[int, str | bytes]] = self.client.execute(query, values)
             if found or time.monotonic() > until or not self.client.execute(any_row, values):
                 return found
             time.sleep(0.2)
@@ -172,15 +176,20 @@ class _LogCheck:
         for begin, last in _runs(missing):
             kind = "truncated" if last == self.report.size - 1 else "missing"
             self._find(kind, begin, last, "not in the table, though the log was signed over it")
+        for begin, last in _runs([first + n for n, tile in enumerate(tiles) if tile is None]):
+            self._find("tiles", begin, last, "the log's tiles lack these leaves")
         for place, (row, tile) in enumerate(zip(told, tiles, strict=True)):
             if row is not None and tile is not None and row != tile:
-                self._find("changed", first + place, first + place, "not what was sealed here")
+                self.differing.append(first + place)
         self._advance(first, end, told, tiles)
 
     def _record(self, record: Record, first: int, told: list[bytes | None]) -> None:
         index = record.get("index", 0)
         assert isinstance(index, int)
-        value = leaf_hash(canonical(record))
+        try:
+            value = leaf_hash(canonical(record))
+        except (TypeError, ValueError):
+            value = _NO_LEAF
         if told[index - first] is not None:
             self.report.doubles += 1
             if told[index - first] != value:
@@ -192,9 +201,10 @@ class _LogCheck:
         if sealed_at < self.sealed_at:
             self._find("order", index, index, "was sealed before the record in front of it")
         self.sealed_at = max(self.sealed_at, sealed_at)
-        for kind, text in self.chains.check(record):
-            self._find(kind, index, index, text)
-        self.reconciler.add(record)
+        if value != _NO_LEAF:
+            for kind, text in self.chains.check(record):
+                self._find(kind, index, index, text)
+            self.reconciler.add(record)
 
     def _leaf_tiles(self, first: int, end: int) -> list[bytes | None]:
         """The leaf hashes in the log's tiles; None where there is no tile."""
@@ -219,11 +229,11 @@ class _LogCheck:
         """Step 4 for the leaves `first` to `end`: on to each checkpoint in them, and its root."""
         sealed = [tile or row or b"\0" * 32 for tile, row in zip(tiles, told, strict=True)]
         claimed = [row or tile or b"\0" * 32 for tile, row in zip(tiles, told, strict=True)]
-        if self.told is None and sealed != claimed:
-            self.told = self.tree.copy()
         place = first
         for stop in sorted({size for size in self.roots if first < size < end} | {end}):
             part = slice(place - first, stop - first)
+            if self.told is None and sealed[part] != claimed[part]:
+                self.told = self.tree.copy()
             for tile in self.tree.append(sealed[part]):
                 if tile.level:
                     self.upper[tile.level, tile.index] = tile.data
@@ -236,15 +246,23 @@ class _LogCheck:
     def _check_root(self, size: int) -> None:
         signed = self.roots[size]
         by_tiles = self.tree.root() == signed
+        differing = [index for index in self.differing if index < size]
+        self.differing = self.differing[len(differing) :]
         by_rows = self.told.root() == signed if self.told else by_tiles
         if by_rows and not by_tiles:
             text = "the tiles differ from what was signed; the records do not"
-            self._find("tiles", self.intact_up_to, size - 1, text)
-        elif not by_tiles:
+            span = differing or [self.intact_up_to, size - 1]
+            self._find("tiles", span[0], span[-1], text)
+            self.tree = self.told or self.tree
+        else:
+            for index in differing:
+                self._find("changed", index, index, "not what was sealed here")
+        if not by_rows and not by_tiles:
             text = "records and tiles differ from what was signed: the root is another"
             self._find("root", self.intact_up_to, size - 1, text)
-        if by_rows or by_tiles:
+        else:
             self.intact_up_to = size
+            self.told = None
 
     def _upper_tiles(self) -> None:
         """Step 6: the stored tiles above the leaves, against the recomputed."""
@@ -252,15 +270,22 @@ class _LogCheck:
             if tile.level:
                 self.upper[tile.level, tile.index] = tile.data
         query = "SELECT level, index, data FROM tiles WHERE origin = %(origin)s AND level > 0"
+        wrong, whole = set(), set()
         for level, index, data in self.client.execute(
             query, {"origin": self.log.origin}, settings={"strings_as_bytes": True}
         ):
             known = self.upper.get((level, index), b"")
-            if not known.startswith(data) and not self.report.findings:
-                width = TILE_WIDTH**level
-                first = index * TILE_WIDTH * width
-                last = min(first + TILE_WIDTH * width, self.report.size) - 1
-                self._find("tiles", first, last, f"tile {index} of level {level} is another")
+            if data.startswith(known):  # wider when a receiver at work is ahead of the checkpoint
+                whole.add((level, index))
+            elif not known.startswith(data):
+                wrong.add((level, index))
+        if self.report.findings:
+            return  # these tiles were recomputed from what is in doubt already
+        for level, index in sorted(wrong | (self.upper.keys() - whole)):
+            width = TILE_WIDTH ** (level + 1)
+            last = min((index + 1) * width, self.report.size) - 1
+            text = f"tile {index} of level {level} is another, or gone"
+            self._find("tiles", index * width, last, text)
 
     def _unsealed(self) -> None:
         """Step 7. A receiver at work seals within seconds; what stays uncovered is not its own."""

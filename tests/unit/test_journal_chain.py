@@ -2,6 +2,7 @@
 
 import orjson
 import pytest
+from hostile import RECORDS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +10,6 @@ from authz.errors import UsageError
 from authz.journal.chain import Chain, ChainError, chain_hash, check_link, load_identity
 from authz.journal.segments import Journal
 from authz.record import canonical
-from tests.hostile import RECORDS
 
 ME = "writer-1"
 
@@ -81,6 +81,27 @@ def test_receivers_values_are_refused(name):
     record = {"writer": ME, "writer_seq": 1, name: "x" if name == "origin" else 7}
     with pytest.raises(ChainError, match="receiver's to give"):
         check_link(canonical(record), ME, 1, "")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"nonsense": "x"},
+        {"subject": 5},
+        {"subject": ["x"]},
+        {"roles": "x"},
+        {"allowed": 1},
+        {"allowed": "yes"},
+        {"schema": True},
+        {"time": "now"},
+        {"status": 65_536},
+    ],
+)
+def test_what_no_row_can_hold_is_refused(values):
+    """A record whose row would say something else, or could not be inserted, never gets into the
+    log: it would stop it, or look like tampering, for good."""
+    with pytest.raises(ChainError, match=next(iter(values))):
+        check_link(canonical({"writer": ME, "writer_seq": 1} | values), ME, 1, "")
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=5))

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import rfc8785
+from hostile import RECORDS, TEXTS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from authz.record import FIELD, MAX_INT, canonical, clean
-from tests.hostile import RECORDS, TEXTS
 
 
 @given(RECORDS)

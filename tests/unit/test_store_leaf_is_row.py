@@ -3,13 +3,13 @@
 from random import Random
 
 import pytest
+from hostile import hostile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from authz.record import canonical
 from authz.store import migrations, rows
 from authz.store.client import connect
-from tests.hostile import hostile
 
 
 @pytest.fixture

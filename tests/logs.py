@@ -1,0 +1,81 @@
+"""Small real logs for tests: a receiver's state, a writer's chain, a ClickHouse."""
+
+from pathlib import Path
+
+from clickhouse_driver import Client
+
+from authz.journal.chain import Chain, check_link, load_identity
+from authz.journal.segments import Journal
+from authz.ledger import Signer
+from authz.receiver.sequence import Log
+from authz.record import Record
+from authz.store import migrations
+from authz.store.client import connect
+from authz.store.writer import StoreWriter
+from authz.trust import TrustedLog
+
+SIGNER = Signer("test/receiver", bytes(range(32)))
+TRUST = [TrustedLog(SIGNER.name, (SIGNER.verifier,))]
+
+
+class TestLog:
+    """A log in `directory` that `store` takes in batches."""
+
+    __test__ = False
+
+    def __init__(self, directory: Path, store: str | None = None) -> None:
+        self.directory = directory
+        self.store = store
+        self.open()
+        self.writer_journal = Journal(directory / "writer")
+        self.identity = load_identity(directory / "writer.json")
+        self.chain = Chain(self.identity.writer, self.writer_journal)
+
+    def open(self) -> None:
+        """As a start of the receiver does."""
+        self.journal = Journal(self.directory / "journal", start=0, segment_bytes=4000)
+        self.log = Log(self.directory, self.journal, SIGNER)
+        if self.store:
+            self.client: Client = connect(self.store)
+            migrations.migrate(self.client)
+            self.writer = StoreWriter(self.client, SIGNER.name)
+
+    def close(self) -> None:
+        """What a crash leaves too: nothing is flushed here."""
+        self.log._reader.close()
+        self.journal.close()
+        if self.store:
+            self.client.disconnect()
+
+    def restart(self) -> None:
+        self.close()
+        self.open()
+
+    def written(self, records: list[Record]) -> list[Record]:
+        """`records` as the writer's, as the receiver reads them from its stream."""
+        place = self.chain.place
+        payloads = self.chain.frame(records, place[0] + 1)
+        self.writer_journal.append(payloads)
+        self.chain.committed()
+        return [
+            check_link(payload, self.identity.writer, seq, _prev(payload))
+            for seq, payload in enumerate(payloads, place[0] + 1)
+        ]
+
+    def append(self, records: list[Record]) -> None:
+        """Into the journal, as one group."""
+        self.journal.append(self.log.frame([records], self.journal.next))
+        self.log.committed()
+
+    def seal(self, limit: int = 10_000) -> None:
+        """Seal and store what waits, a batch."""
+        batch = self.log.seal(limit)
+        assert batch is not None
+        self.writer.put(batch.first, batch.records, batch.tiles, batch.note)
+        self.log.finish(batch)
+
+
+def _prev(payload: bytes) -> str:
+    import json
+
+    return json.loads(payload).get("prev", "")
