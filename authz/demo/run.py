@@ -110,7 +110,8 @@ class Demo:
     """The stack in `directory`, and what is done with it."""
 
     def __init__(self, directory: Path, progress: Progress, config: Path | None = None) -> None:
-        self.stack = Stack(directory, config=config)
+        # A laptop that is busy while everything starts is no reason to deny.
+        self.stack = Stack(directory, config=config, timeout_ms=2000)
         self._progress = progress
         self._begun = time.monotonic()
 

@@ -115,15 +115,17 @@ class Stack:
         *,
         policy: Path | None = None,
         config: Path | None = None,
+        timeout_ms: int = 250,
         bootstrap: Callable[[str], str] = lambda text: text,
     ) -> None:
-        """`config` is given to ext-authz, receiver and ClickHouse; `bootstrap` may edit Envoy's
-        rendered configuration (for tests)."""
+        """`config` is given to ext-authz, receiver and ClickHouse; `timeout_ms` is how long Envoy
+        waits for a Check; `bootstrap` may edit Envoy's rendered configuration (for tests)."""
         self.data_dir = data_dir.resolve()
         self.keys = Keys()
         self.policy = policy or deploy_dir() / "opa"
         self.store = ""
         self.http = ""
+        self._timeout_ms = timeout_ms
         self._bootstrap = bootstrap
         self._config = ["--config", str(config.resolve())] if config else []
         self.parts: dict[str, Part] = {}
@@ -202,7 +204,8 @@ class Stack:
                               "--data-dir", self.data_dir / "ext-authz",
                               "--receiver", receiver,
                               "--metrics", f"{HOST}:{free_port()}")  # fmt: skip
-        self._part("ext-authz", command, address)
+        environment = {"AUTHZ_EXT_AUTHZ__TIMEOUT_MS": str(self._timeout_ms)}
+        self._part("ext-authz", command, address, **environment)
         self._receiver = receiver
 
     def _add_clickhouse(self) -> None:
@@ -243,7 +246,7 @@ class Stack:
             "LISTEN_ADDRESS": HOST, "LISTEN_PORT": listen,
             "ADMIN_SOCKET": str(_socket_path(self.data_dir)),
             "AUTHZ_HOST": HOST, "AUTHZ_PORT": self.parts["ext-authz"].address.rpartition(":")[2],
-            "AUTHZ_TIMEOUT": "0.25s",
+            "AUTHZ_TIMEOUT": f"{self._timeout_ms / 1000}s",
             "RECEIVER_HOST": HOST, "RECEIVER_PORT": self._receiver.rpartition(":")[2],
             "SERVICE_HOST": HOST, "SERVICE_PORT": service.rpartition(":")[2],
             "JWKS_FILE": str(jwks), "JWT_ISSUER": ISSUER, "JWT_AUDIENCE": AUDIENCE,

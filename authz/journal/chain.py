@@ -118,7 +118,7 @@ def load_identity(path: Path) -> Identity:
     try:
         content = orjson.loads(path.read_bytes())
         return Identity(path, Signer.parse(content["key"]), content["origin"])
-    except (KeyError, TypeError, ValueError, NoteError):
+    except (AttributeError, KeyError, TypeError, ValueError, NoteError):
         raise UsageError(f"{path}: not a writer's identity; restore it from backup") from None
 
 

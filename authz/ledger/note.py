@@ -89,6 +89,7 @@ def _key_parts(text: str) -> tuple[str, bytes, bytes]:
     try:
         name, key_id, encoded = parts
         key = base64.b64decode(encoded, validate=True)
+        name.encode()
         if not name or len(key) != 33 or key[:1] != _ED25519:
             raise ValueError
         return name, bytes.fromhex(key_id), key[1:]
@@ -111,7 +112,10 @@ def open_note(note: str, verifiers: Iterable[Verifier]) -> tuple[str, list[Verif
     text, separator, lines = note.rpartition("\n\n")
     if not separator or not lines.endswith("\n"):
         raise NoteError("not a signed note")
-    text += "\n"
+    try:
+        signed_text = (text + "\n").encode()
+    except UnicodeEncodeError:
+        raise NoteError("not text") from None
     known = {(verifier.name, verifier.key_id): verifier for verifier in verifiers}
     signed = []
     for line in lines.splitlines():
@@ -124,11 +128,11 @@ def open_note(note: str, verifiers: Iterable[Verifier]) -> tuple[str, list[Verif
             raise NoteError("malformed signature line")
         verifier = known.get((name, signature[:4]))
         if verifier:
-            verifier.verify(text.encode(), signature[4:])
+            verifier.verify(signed_text, signature[4:])
             signed.append(verifier)
     if not signed:
         raise NoteError("no signature by a trusted key")
-    return text, signed
+    return text + "\n", signed
 
 
 @dataclass(frozen=True, slots=True)

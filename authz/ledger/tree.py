@@ -31,7 +31,7 @@ class Tree:
     def __init__(self, size: int = 0, edge: Sequence[Sequence[bytes]] = ()) -> None:
         self.size = size
         self.edge = [list(level) for level in edge]
-        if [len(level) for level in self.edge] != _widths(size):
+        if size < 0 or [len(level) for level in self.edge] != _widths(size):
             raise ValueError(f"the edge does not belong to a tree of size {size}")
         if any(len(value) != HASH_BYTES for level in self.edge for value in level):
             raise ValueError("the edge holds something that is no SHA-256 hash")

@@ -224,7 +224,7 @@ class Log:
             return State.from_json(path.read_bytes())
         except FileNotFoundError:
             return State()
-        except (KeyError, TypeError, ValueError, binascii.Error):
+        except (AttributeError, KeyError, TypeError, ValueError, binascii.Error):
             raise UsageError(
                 f"{path}: not this program's; restore it from the disk it was on"
             ) from None
@@ -237,7 +237,7 @@ class Log:
             checkpoint = Checkpoint.parse(text)
         except FileNotFoundError:
             return ""
-        except NoteError as error:
+        except (NoteError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: {error}; is this the log's own key?") from None
         if not self.stored.tree.size <= checkpoint.size <= self._journal.next:
             raise CorruptJournalError(

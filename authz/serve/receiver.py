@@ -194,7 +194,7 @@ def load_log_key(path: Path, origin: str | None) -> Signer:
         raise UsageError(f"{path}: others may read the log's key; run: chmod 600 {path}")
     try:
         signer = Signer.parse(path.read_text())
-    except NoteError as error:
+    except (NoteError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}; restore it from backup") from None
     if origin not in (None, signer.name):
         raise UsageError(

@@ -155,9 +155,10 @@ def test_identity_is_kept(tmp_path):
     with pytest.raises(UsageError, match="chmod 600"):
         load_identity(path)
     path.chmod(0o600)
-    path.write_text("{}")
-    with pytest.raises(UsageError, match="restore"):
-        load_identity(path)
+    for damaged in (b"{}", b"", b"[]", b"\xff", b'{"key": 5, "origin": ""}'):
+        path.write_bytes(damaged)
+        with pytest.raises(UsageError, match="restore"):
+            load_identity(path)
 
 
 def test_identities_differ(tmp_path):

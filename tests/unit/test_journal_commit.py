@@ -141,3 +141,23 @@ def test_too_many_waiting(journal):
         committer.close()
 
     asyncio.run(run())
+
+
+def test_a_record_that_cannot_be_framed(journal):
+    """A bug in one record fails those written with it, told as a journal's error, and no others."""
+
+    class Picky(Plain):
+        def frame(self, items, first):
+            if b"bad" in items:
+                raise TypeError("bad")
+            return super().frame(items, first)
+
+    async def run():
+        committer = Committer(journal, Picky())
+        with pytest.raises(JournalError, match="TypeError"):
+            await committer.submit(b"bad")
+        await committer.submit(b"good")
+        committer.close()
+
+    asyncio.run(run())
+    assert stored(journal) == [b"good"]

@@ -92,3 +92,22 @@ def test_bad_checkpoints(text):
     """A text that is no checkpoint is refused."""
     with pytest.raises(NoteError):
         Checkpoint.parse(text)
+
+
+def test_lone_surrogates():
+    """Text that is no Unicode, which YAML and JSON can hold, is refused as any other."""
+    note = sign_note("hello\n", SIGNER).replace("hello", "hell\ud800")
+    with pytest.raises(NoteError):
+        open_note(note, [SIGNER.verifier])
+    with pytest.raises(NoteError):
+        Verifier.parse(GO_KEY.replace("Peter", "\ud800"))
+
+
+@pytest.mark.parametrize("place", range(0, 90, 8))
+def test_any_changed_signature(place):
+    """No character of a signature line can be changed."""
+    start = GO_NOTE.index("x08go")
+    changed = "A" if GO_NOTE[start + place] != "A" else "B"
+    note = GO_NOTE[: start + place] + changed + GO_NOTE[start + place + 1 :]
+    with pytest.raises(NoteError):
+        open_note(note, [Verifier.parse(GO_KEY)])

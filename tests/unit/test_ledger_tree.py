@@ -1,5 +1,6 @@
 """The growing tree and its tiles, against the definitions written out."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,3 +61,13 @@ def test_large_tree_has_upper_tiles():
     assert max(tile.level for tile in done) == 1
     assert [len(tile.hashes) for tile in tree.partial_tiles()] == [5, 1]
     assert tree.root() == tree_hash(leaves(TILE_WIDTH**2 + 5))
+
+
+@pytest.mark.parametrize(
+    ("size", "edge"),
+    [(1, []), (0, [[bytes(32)]]), (1, [[b"short"]]), (256, [[], []]), (-1, []), (-1, [[]])],
+)
+def test_what_is_no_edge(size, edge):
+    """A tree is not restored from an edge that is not of its size, or holds something else."""
+    with pytest.raises(ValueError, match="edge"):
+        Tree(size, edge)

@@ -6,10 +6,11 @@ import threading
 from urllib.parse import urlsplit
 
 import pytest
-from logs import SIGNER, TestLog
+from logs import SIGNER, TRUST, TestLog
 
 from authz.store.client import QUERY_ERRORS, connect
 from authz.store.writer import StoreWriter
+from authz.verify import verify_store
 
 ROUNDS = 25
 
@@ -95,6 +96,8 @@ def test_cut_at_every_point(log, database, direction):
     assert (count, distinct) == (ROUNDS * 30, ROUNDS * 30)
     [(size,)] = log.client.execute("SELECT max(size) FROM checkpoints")
     assert size == ROUNDS * 30
+    report = verify_store(log.client, TRUST)
+    assert (report.findings, report.logs[0].doubles) == ([], 0)
     assert cuts > 10, "the test did cut"
 
 
