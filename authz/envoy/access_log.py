@@ -30,7 +30,6 @@ two then (`request.http.id` of the Check is another number than the entry's `str
 them had an upstream host.
 """
 
-import re
 from typing import Final, TypeAlias
 
 from envoy.config.core.v3.address_pb2 import Address
@@ -44,6 +43,8 @@ from envoy.data.accesslog.v3.accesslog_pb2 import (
 from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
 from google.protobuf.struct_pb2 import Struct
 
+from authz.envoy.parsing import trace_id_of
+
 Plain: TypeAlias = str | int | bool | list[str]
 Said: TypeAlias = dict[str, str | dict[str, str | bool | list[str]]]
 Access: TypeAlias = dict[str, Plain | Said]
@@ -55,11 +56,6 @@ _TCP_EXT_AUTHZ: Final = "envoy.filters.network.ext_authz"
 _METHODS: Final[dict[int, str]] = {
     number: name for name, number in RequestMethod.items() if number != 0
 }
-_TRACEPARENT: Final = re.compile(
-    r"(?:00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}"
-    r"|(?!00|ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?)",
-    re.DOTALL,
-)
 
 _NOT_SET: Final[int] = AccessLogType.NotSet
 _ENDS: Final[frozenset[int]] = frozenset(
@@ -111,7 +107,7 @@ def http_access(entry: HTTPAccessLogEntry) -> Access:
         access["bytes_in"] = min(size, MAX_INTEGER)
     if size := response.response_body_bytes:
         access["bytes_out"] = min(size, MAX_INTEGER)
-    if (header := headers.get("traceparent", "")) and (trace := _trace_id(header)):
+    if (header := headers.get("traceparent", "")) and (trace := trace_id_of(header)):
         access["trace_id"] = trace
     return access
 
@@ -202,12 +198,3 @@ def _decision(said: Struct) -> Said:
     if values:
         decision["authz"] = values
     return decision
-
-
-def _trace_id(traceparent: str) -> str:
-    """https://www.w3.org/TR/trace-context/#traceparent-header, as authz.envoy.check reads it."""
-    match = _TRACEPARENT.fullmatch(traceparent)
-    if not match:
-        return ""
-    trace, parent = match[1] or match[3], match[2] or match[4]
-    return trace if trace.strip("0") and parent.strip("0") else ""

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
 
-from authz.envoy.parsing import BadRequestError, parse_body, parse_path
+from authz.envoy.parsing import BadRequestError, parse_body, parse_path, trace_id_of
 
 __all__ = ["BadRequestError", "Facts", "facts", "input_document", "unsafe_path", "verified_claims"]
 
@@ -30,11 +30,6 @@ _UNSAFE: Final = re.compile(
     re.IGNORECASE,
 )
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_TRACEPARENT: Final = re.compile(
-    r"(?:00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}"
-    r"|(?!00|ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?)",
-    re.DOTALL,
-)
 
 _Convert: TypeAlias = Callable[[Any], object]
 
@@ -213,21 +208,12 @@ def facts(request: CheckRequest) -> Facts:
         principal=source.principal,
         request_id=headers.get("x-request-id", ""),
         user_agent=headers.get("user-agent", ""),
-        trace_id=_trace_id(headers.get("traceparent", "")),
+        trace_id=trace_id_of(headers.get("traceparent", "")),
         stream_id=http.id,
         protocol=http.protocol,
         has_http=has_http,
         claims=verified_claims(request) or None,
     )
-
-
-def _trace_id(traceparent: str) -> str:
-    """https://www.w3.org/TR/trace-context/#traceparent-header"""
-    match = _TRACEPARENT.fullmatch(traceparent)
-    if not match:
-        return ""
-    trace, parent = match[1] or match[3], match[2] or match[4]
-    return trace if trace.strip("0") and parent.strip("0") else ""
 
 
 def verified_claims(request: CheckRequest) -> dict[str, object]:

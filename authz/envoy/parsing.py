@@ -266,3 +266,19 @@ def _part_value(headers: dict[str, str], content: bytes) -> object:
     if "application/json" in headers.get("content-type", ""):
         return _json(content)
     return content.decode(errors="replace")
+
+
+_TRACEPARENT: Final = re.compile(
+    r"(?:00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}"
+    r"|(?!00|ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?)",
+    re.DOTALL,
+)
+
+
+def trace_id_of(traceparent: str) -> str:
+    """https://www.w3.org/TR/trace-context/#traceparent-header"""
+    match = _TRACEPARENT.fullmatch(traceparent)
+    if not match:
+        return ""
+    trace, parent = match[1] or match[3], match[2] or match[4]
+    return trace if trace.strip("0") and parent.strip("0") else ""

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import os
-import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -85,19 +83,6 @@ class Embedded:
 @pytest.fixture(scope="module")
 def embedded() -> Embedded:
     return Embedded()
-
-
-@pytest.fixture(scope="module")
-def opa() -> str:
-    """The OPA program; only a developer's machine may do without."""
-    at_home = Path.home() / "go" / "bin" / "opa"
-    found = shutil.which("opa") or (str(at_home) if at_home.exists() else None)
-    if found is None:
-        missing = "needs opa: go install github.com/open-policy-agent/opa@v1.22.2"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return found
 
 
 def run(*command: str, stdin: str = "") -> str:
