@@ -36,6 +36,11 @@ _LINE_END: Final = re.compile(rb"\r?\n")
 _BLANK_LINE: Final = re.compile(rb"\r?\n\r?\n")
 _NAME: Final = re.compile(rf"{_TCHARS}:")
 _FOLD: Final = re.compile(r"\r?\n[ \t]+")
+_TRACEPARENT: Final = re.compile(
+    r"(?:00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}"
+    r"|(?!00|ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?)",
+    re.DOTALL,
+)
 
 
 class BadRequestError(Exception):
@@ -266,13 +271,6 @@ def _part_value(headers: dict[str, str], content: bytes) -> object:
     if "application/json" in headers.get("content-type", ""):
         return _json(content)
     return content.decode(errors="replace")
-
-
-_TRACEPARENT: Final = re.compile(
-    r"(?:00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}"
-    r"|(?!00|ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?)",
-    re.DOTALL,
-)
 
 
 def trace_id_of(traceparent: str) -> str:

@@ -5,12 +5,11 @@ from urllib.parse import SplitResult, urlsplit
 
 from clickhouse_driver import Client
 from clickhouse_driver.errors import Error as ClickHouseError
-from clickhouse_driver.errors import NetworkError, ServerException
+from clickhouse_driver.errors import ServerException
 
 from authz.errors import AuthzError, UnavailableError, UsageError
 
-# What a broken connection raises: the driver's own errors, and bare ones from the socket.
-CONNECTION_ERRORS = (NetworkError, EOFError, OSError)
+# What a query raises: the driver's own errors, and bare ones from a broken socket.
 QUERY_ERRORS = (ClickHouseError, EOFError, OSError)
 
 
@@ -36,7 +35,6 @@ def connect(url: str, **settings: object) -> Client:
         ) from None
     client.connection.connect_timeout = 5
     client.connection.send_receive_timeout = 60
-    client.connection.compression_enabled = True
     client.settings |= {"async_insert": 0, **settings}
     return client
 
