@@ -5,12 +5,15 @@ the policy provably reads none of those and calls nothing that is not a function
 entry lives a second at most, and all are dropped when the policy changes.
 """
 
-from typing import Any, Final, Protocol
+import threading
+from collections.abc import Sequence
+from typing import Any, Final
 
 import orjson
 from cachetools import TTLCache
 from prometheus_client import Counter
 
+from authz.policy.engine import Decisions, Document, Engine, Outcome
 from authz.policy.rego_ast import Reads
 
 HITS = Counter("authz_cache_hits_total", "Decisions taken from the cache")
@@ -38,22 +41,13 @@ VOLATILE: Final = (
 )
 
 
-class Engine(Protocol):
-    """An engine that knows what its policy reads, or does not (None)."""
-
-    @property
-    def revision(self) -> str: ...
-    @property
-    def reads(self) -> Reads | None: ...
-    async def decide(self, document: dict[str, object]) -> object: ...
-
-
 class CachedEngine:
     """`engine`, asked only for what was not asked in the last second."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._known: TTLCache[bytes, object] = TTLCache(_ENTRIES, _SECONDS)
+        self._lock = threading.Lock()
+        self._known: TTLCache[bytes, Outcome] = TTLCache(_ENTRIES, _SECONDS)
         self._judged: Reads | None = None
         self._sound = False
         self._revision = ""
@@ -62,28 +56,41 @@ class CachedEngine:
     def revision(self) -> str:
         return self._engine.revision
 
-    async def decide(self, document: dict[str, object]) -> object:
+    def decide(self, documents: Sequence[Document], until: float) -> Decisions:
         """As the engine's; decisions only are kept, errors are not."""
         if not self._usable():
-            return await self._engine.decide(document)
-        key = cache_key(document)
-        decision = self._known.get(key, self)
-        if decision is not self:
-            HITS.inc()
-            return decision
+            return self._engine.decide(documents, until)
         revision = self._engine.revision
-        decision = await self._engine.decide(document)
-        if revision == self._engine.revision:
-            self._known[key] = decision
-        return decision
+        keys = [cache_key(document) for document in documents]
+        with self._lock:
+            found = {
+                key: outcome for key in keys if (outcome := self._known.get(key, self)) is not self
+            }
+        missing = {
+            key: document
+            for key, document in zip(keys, documents, strict=True)
+            if key not in found
+        }
+        HITS.inc(len(documents) - len(missing))
+        if missing:
+            asked = self._engine.decide(list(missing.values()), until)
+            answers = dict(zip(missing, asked.outcomes, strict=True))
+            kept = {k: v for k, v in answers.items() if not isinstance(v, Exception)}
+            with self._lock:
+                if asked.revision == revision == self._revision:
+                    self._known.update(kept)
+            revision = asked.revision
+            found |= answers
+        return Decisions(revision, [found[key] for key in keys])
 
     def _usable(self) -> bool:
         engine = self._engine
         if engine.revision != self._revision or engine.reads is not self._judged:
-            self._known.clear()
-            self._revision = engine.revision
-            self._judged = engine.reads
-            self._sound = cacheable(engine.reads)
+            with self._lock:
+                self._known.clear()
+                self._revision = engine.revision
+                self._judged = engine.reads
+                self._sound = cacheable(engine.reads)
         return self._sound
 
 

@@ -10,30 +10,28 @@ and it prints to standard output, patients' data included (so a server closes th
 """
 
 import asyncio
-import contextlib
+import hashlib
 import json
 import os
 import re
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import structlog
-
-from authz.errors import UsageError
+from authz.errors import UnavailableError, UsageError
 from authz.policy import source
+from authz.policy.engine import Decisions, Document, Outcome, archived
 from authz.policy.limits import refusals, unknown_functions
 from authz.policy.verdict import UNDEFINED, PolicyError
-
-_WATCH_SECONDS = 0.25
-
-logger = structlog.get_logger()
-
 
 class EmbeddedEngine:
     """Decides by the policy in `path`, at the decision `query` (``envoy/authz/allow``)."""
 
     reads = None  # it has no syntax tree to tell, so nothing it decides is cached
+    most = 4  # they are decided one after another
+    watch_seconds = 0.25
 
     def __init__(self, path: Path, query: str) -> None:
         self._path = path
@@ -41,41 +39,43 @@ class EmbeddedEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
         self._seen: tuple[object, ...] = ()
         self.revision = ""
+        self.archive = b""
         self._prepared: _Prepared | None = None
 
     async def start(self) -> None:
         """Load and prepare. Raises `UsageError` for a policy that cannot decide."""
-        self._seen = self._look()
+        self._seen = self._fingerprint()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
 
-    async def decide(self, document: dict[str, object]) -> object:
-        """The decision for an input document, `UNDEFINED` if the policy makes none.
+    def decide(self, documents: Sequence[Document], until: float) -> Decisions:
+        """Each document's decision, `UNDEFINED` if the policy makes none, `PolicyError` when it
+        fails on it, `UnavailableError` for what is not decided before `until`."""
+        outcomes: list[Outcome] = []
+        future = self._thread.submit(self._decide, documents, until, outcomes)
+        try:
+            revision = future.result(max(until - time.monotonic(), 0))
+        except TimeoutError:
+            future.cancel()
+            revision = self.revision
+        decided = outcomes[: len(documents)]
+        late = UnavailableError("the policy was not decided in time")
+        return Decisions(revision, decided + [late] * (len(documents) - len(decided)))
 
-        Raises `PolicyError` when the policy fails on it.
-        """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._decide, document)
-
-    async def watch(self) -> None:
-        """Reload when files change; a policy that does not load leaves the last good in force."""
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            with contextlib.suppress(OSError, UsageError):  # a file went while it was looked at
-                seen = self._look()
-                if seen == self._seen:
-                    continue
-                self._seen = seen
-                try:
-                    await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
-                except UsageError as error:
-                    logger.error("policy not loaded; the last good one stays", error=str(error))
-                else:
-                    logger.info("policy loaded", revision=self.revision)
+    async def look(self) -> None:
+        """Reload when files have changed. Raises `UsageError` for a policy that does not load:
+        the last good one stays in force."""
+        try:
+            seen = self._fingerprint()
+        except UsageError:
+            return  # a file went while it was looked at, or the policy is being replaced
+        if seen != self._seen:
+            self._seen = seen
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
 
     async def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _look(self) -> tuple[object, ...]:
+    def _fingerprint(self) -> tuple[object, ...]:
         try:
             return source.fingerprint(self._path)
         except OSError as error:
@@ -87,11 +87,22 @@ class EmbeddedEngine:
             for refusal in refusals(text):
                 raise UsageError(f"--policy {name}: {refusal}; or use an OPA server")
         self._prepared = _Prepared(policy, self._query)
-        self.revision = policy.revision
+        self.archive = archived(policy.modules, policy.data_digest)
+        self.revision = hashlib.sha256(self.archive).hexdigest()
 
-    def _decide(self, document: dict[str, object]) -> object:
+    def _decide(
+        self, documents: Sequence[Document], until: float, outcomes: list[Outcome]
+    ) -> str:
+        """Add to `outcomes`, while there is time; returns the revision that decided."""
         assert self._prepared is not None
-        return self._prepared.decide(document)
+        for document in documents:
+            if time.monotonic() >= until:
+                break
+            try:
+                outcomes.append(self._prepared.decide(document))
+            except PolicyError as error:
+                outcomes.append(error)
+        return self.revision
 
 
 class _Prepared:

@@ -21,11 +21,11 @@ _DATA = ("data.json", "data.yaml", "data.yml")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`modules` by path; `data` merged; `revision` is the SHA-256 over all of it, hexadecimal."""
+    """`modules` by path; `data` merged, and its SHA-256, hexadecimal."""
 
-    revision: str
     modules: dict[str, str]
     data: dict[str, Any]
+    data_digest: str
 
 
 def fingerprint(path: Path) -> tuple[object, ...]:
@@ -55,7 +55,7 @@ def load(path: Path) -> Policy:
             raise UsageError(f"--policy {path}: {name}: {reason}") from None
     if not modules:
         raise UsageError(f"--policy {path}: no .rego files there")
-    return Policy(_revision(modules, data), modules, data)
+    return Policy(modules, data, _digest(data))
 
 
 def _files(path: Path) -> dict[str, bytes]:
@@ -92,6 +92,5 @@ def _merge(into: dict[str, Any], new: dict[str, Any], name: str) -> None:
             into[key] = value
 
 
-def _revision(modules: dict[str, str], data: dict[str, Any]) -> str:
-    content = orjson.dumps([modules, data], option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(content).hexdigest()
+def _digest(data: dict[str, Any]) -> str:
+    return hashlib.sha256(orjson.dumps(data, option=orjson.OPT_SORT_KEYS)).hexdigest()

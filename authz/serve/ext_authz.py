@@ -1,33 +1,33 @@
 """The composition root of ``authz serve ext-authz``."""
 
 import asyncio
-import contextlib
-import time
+import gc
+import threading
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import structlog
 
 from authz.config import Config, ExtAuthz
-from authz.errors import UsageError
-from authz.journal.chain import Chain, load_identity, notice
-from authz.journal.commit import Committer
-from authz.journal.forward import Forwarder
-from authz.journal.segments import Journal, JournalError
+from authz.errors import AuthzError, UsageError
+from authz.journal.chain import notice
 from authz.policy.cache import CachedEngine
 from authz.policy.embedded import EmbeddedEngine, close_standard_output
+from authz.policy.engine import Engine
 from authz.policy.opa import OpaEngine, OpaOptions
-from authz.record import Record
 from authz.record.privacy import load_key
 from authz.record.resource import Resources
 from authz.serve import grpc_server
-from authz.serve.check import CheckService
+from authz.serve.check import METHOD, CheckService
+from authz.serve.core_server import CoreServer
+from authz.serve.health import CoreHealth
 from authz.serve.metrics import DRY_RUN, JOURNAL_FILL, POLICY
+from authz.serve.writer import Writer, now_us
 
-_SERVICE = "envoy.service.auth.v3.Authorization"
+_SERVICE = METHOD.split("/")[1]
 _GRACE_SECONDS = 5
 _DRAIN_SECONDS = 10
+_WATCH_SECONDS = 0.5
 
 logger = structlog.get_logger()
 
@@ -38,20 +38,27 @@ async def serve(config: Config) -> None:
     close_standard_output()
     engine = _engine(options)
     await engine.start()
-    writer = _Writer(config, engine)
+    writer = Writer(config)
     key = load_key(config.privacy.key or config.data_dir / "privacy.key")
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
     service = CheckService(options, CachedEngine(engine), writer.committer, key, resources)
-    health = grpc_server.Health([_SERVICE])
+    health = CoreHealth([_SERVICE])
     grpc_server.serve_metrics(options.metrics)
     DRY_RUN.set(int(options.dry_run))
-    server = await grpc_server.start(options.listen, service.handlers(), health)
-    await writer.start()
-    await health.set(True)
+    server = CoreServer(
+        METHOD, service.handle, service.shed, health.handlers(),
+        most=lambda: engine.most, options=grpc_server.OPTIONS,
+    )  # fmt: skip
+    grpc_server.clear_socket(options.listen)
+    deadlines = threading.Thread(target=service.watch_deadlines, name="deadlines", daemon=True)
+    deadlines.start()
+    server.start(options.listen)
+    writer.start()
+    health.set(serving=True)
     loops: list[Callable[[], Awaitable[None]]] = [
-        engine.watch,
+        lambda: _watch_policy(engine, writer),
+        lambda: _watch_writer(writer, health),
         writer.sign_heads,
-        lambda: writer.watch(health),
     ]
     forwarder = writer.forwarder(options.receiver, key.id) if options.receiver else None
     if forwarder:
@@ -61,15 +68,17 @@ async def serve(config: Config) -> None:
     if options.dry_run:
         logger.warning("DRY RUN: every request is allowed; decisions are recorded, not enforced")
     logger.info("ext-authz is up", listen=options.listen, policy_revision=engine.revision)
+    gc.freeze()  # what lives as long as the process need not be looked through again
     async with grpc_server.until_stopped() as stopped:
         running = grpc_server.Loops(*loops)
         try:
             await running.until(stopped)
         finally:
-            await health.leave()
-            await server.stop(_GRACE_SECONDS)
+            health.leave()
+            await asyncio.to_thread(server.stop, _GRACE_SECONDS)
+            service.close()
             writer.sign_head()
-            await writer.committer.drain()
+            writer.committer.drain()
             left = await forwarder.drain(_DRAIN_SECONDS) if forwarder else writer.journal.next - 1
             logger.info("ext-authz stopped", left_in_journal=left)
             await running.cancel()
@@ -77,7 +86,7 @@ async def serve(config: Config) -> None:
     writer.close()
 
 
-def _engine(options: ExtAuthz) -> EmbeddedEngine | OpaEngine:
+def _engine(options: ExtAuthz) -> Engine:
     if not options.policy:
         raise UsageError(
             "--policy is missing: a directory, a .rego file, a bundle .tar.gz, or the address of an"
@@ -88,84 +97,29 @@ def _engine(options: ExtAuthz) -> EmbeddedEngine | OpaEngine:
     return EmbeddedEngine(Path(options.policy), options.decision)
 
 
-class _Writer:
-    """This instance as a writer: its journal and chain, and what it says of itself in them."""
-
-    def __init__(self, config: Config, engine: EmbeddedEngine | OpaEngine) -> None:
-        directory = config.data_dir
+async def _watch_policy(engine: Engine, writer: Writer) -> None:
+    """Notice policy changes, and record each revision that comes into force."""
+    recorded = ""
+    while True:
+        if recorded != engine.revision:
+            recorded = engine.revision
+            POLICY.clear()
+            POLICY.labels(recorded).set(1)
+            writer.committer.post(notice("policy_loaded", now_us(), {"revision": recorded}))
+            logger.info("policy in force", revision=recorded)
+        await asyncio.sleep(engine.watch_seconds)
         try:
-            self.journal = Journal(
-                directory / "journal",
-                max_bytes=config.journal.max_bytes,
-                sync=config.journal.durability == "fsync",
-            )
-            self._identity = load_identity(directory / "writer.json")
-        except OSError as error:
-            raise UsageError(
-                f"--data-dir {directory}: {error.strerror}; choose a directory this user may write"
-            ) from None
-        self._chain = Chain(self._identity.writer, self.journal)
-        self.committer: Committer[Record] = Committer(self.journal, self._chain)
-        self._engine = engine
-        self._head_seconds = config.ext_authz.head_seconds
-        self._signed = 0
-        self._revision = ""
-        self._told_lost = 0
-
-    async def start(self) -> None:
-        """Announce the key that signs this writer's heads."""
-        try:
-            await self.committer.submit(self._identity.start_notice(_now_us(), version("authz")))
-        except JournalError as error:
-            if self.journal.next == 1:
-                raise UsageError(f"the journal cannot begin: {error}") from None
-            # The key was announced at the first start. A full journal empties once this is up.
-            logger.error("this start is not on record", error=str(error))
-
-    def forwarder(self, receiver: str, privacy_key_id: str) -> Forwarder:
-        durable = asyncio.Event()
-        self.committer.on_durable.append(durable)
-        return Forwarder(self.journal, self._identity, privacy_key_id, receiver, durable)
-
-    def close(self) -> None:
-        self.committer.close()
-        self.journal.close()
-
-    async def sign_heads(self) -> None:
-        """Sign the chain's head every so often, if it moved."""
-        while True:
-            await asyncio.sleep(self._head_seconds)
-            self.sign_head()
-
-    def sign_head(self) -> None:
-        seq, head = self._chain.place
-        if seq > self._signed:
-            self._signed = seq + 1  # the notice itself does not count as a move
-            self.committer.submit_unawaited(self._identity.head_notice(_now_us(), seq, head))
-
-    async def watch(self, health: grpc_server.Health) -> None:
-        """Keep health and metrics true, and record each policy revision that comes into force."""
-        while True:
-            if self._revision != self._engine.revision:
-                self._revision = self._engine.revision
-                POLICY.clear()
-                POLICY.labels(self._revision).set(1)
-                details = {"revision": self._revision}
-                self.committer.submit_unawaited(notice("policy_loaded", _now_us(), details))
-            JOURNAL_FILL.set(self.journal.fill)
-            await health.set(not self.committer.failing)
-            await self._tell_lost()
-            await asyncio.sleep(0.5)
-
-    async def _tell_lost(self) -> None:
-        """Record how much could not be recorded, as soon as that can be: which is also how a
-        writer that gets no requests any more finds out that it can write again."""
-        if lost := self.committer.lost - self._told_lost:
-            details = {"records": lost}
-            with contextlib.suppress(JournalError):
-                await self.committer.submit(notice("journal_unavailable", _now_us(), details))
-                self._told_lost += lost
+            await engine.look()
+        except UsageError as error:
+            logger.error("policy not loaded; the last good one stays", error=str(error))
+        except AuthzError as error:
+            logger.error("the policy cannot be looked at", error=str(error))
 
 
-def _now_us() -> int:
-    return time.time_ns() // 1000
+async def _watch_writer(writer: Writer, health: CoreHealth) -> None:
+    """Keep health and metrics true."""
+    while True:
+        JOURNAL_FILL.set(writer.journal.fill)
+        health.set(serving=not writer.committer.failing)
+        writer.tell_lost()
+        await asyncio.sleep(_WATCH_SECONDS)

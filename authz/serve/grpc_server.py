@@ -19,7 +19,7 @@ logger = structlog.get_logger()
 
 # No receive limit in grpc: a message too large for us gets an answer from us, not a gRPC error
 # that Envoy's failure_mode_allow could turn into an allow.
-_OPTIONS = [
+OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -60,11 +60,10 @@ async def start(
     listen: str, handlers: Sequence["grpc.GenericRpcHandler[Any, Any]"], health_service: Health
 ) -> grpc.aio.Server:
     """A started server on `listen` (``host:port`` or ``unix:///path``). Raises `UsageError`."""
-    server = grpc.aio.server(options=_OPTIONS)
+    server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers(handlers)
     health_service.add_to(server)
-    if listen.startswith("unix://"):
-        _clear(listen, Path(listen.removeprefix("unix://")))
+    clear_socket(listen)
     try:
         server.add_insecure_port(listen)
     except RuntimeError:
@@ -75,9 +74,11 @@ async def start(
     return server
 
 
-def _clear(listen: str, path: Path) -> None:
-    """Remove the socket that a killed process left; nothing else, and none that is in use."""
-    if not path.exists():
+def clear_socket(listen: str) -> None:
+    """Remove the unix socket that a killed process left; nothing else, and none that is in use.
+    Raises `UsageError`."""
+    path = Path(listen.removeprefix("unix://"))
+    if not listen.startswith("unix://") or not path.exists():
         return
     if not path.is_socket():
         raise UsageError(f"--listen {listen}: a file is there that is not a socket; choose another")

@@ -239,7 +239,7 @@ def main() -> None:
         if options.plugin:
             for log in (True, False):
                 rows += list(plugin(options.plugin, work, options.checks, log=log))
-        for durability in ("fsync", "os"):
+        for durability in ("fsync",):
             rows += list(ours(work, options.checks, durability))
     show(rows)
 

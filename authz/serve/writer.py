@@ -1,0 +1,107 @@
+"""This process as a writer: its journal and chain, and what it says of itself in them."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import structlog
+
+from authz.config import Config
+from authz.errors import UsageError
+from authz.journal.chain import Chain, load_identity, notice
+from authz.journal.forward import Forwarder
+from authz.journal.group import GroupCommit
+from authz.journal.segments import Journal, JournalError
+from authz.record import Record
+
+_BELL_SECONDS = 0.02  # records that are durable wait this long for others before they are sent
+
+logger = structlog.get_logger()
+
+
+class Writer:
+    """`committer` takes records from any thread; the rest is for the main loop."""
+
+    def __init__(self, config: Config) -> None:
+        directory = config.data_dir
+        try:
+            self.journal = Journal(
+                directory / "journal",
+                max_bytes=config.journal.max_bytes,
+                sync=config.journal.durability == "fsync",
+            )
+            self._identity = load_identity(directory / "writer.json")
+        except OSError as error:
+            raise UsageError(
+                f"--data-dir {directory}: {error.strerror}; choose a directory this user may write"
+            ) from None
+        self._chain = Chain(self._identity.writer, self.journal)
+        self.committer: GroupCommit[Record] = GroupCommit(self.journal, self._chain)
+        self._head_seconds = config.ext_authz.head_seconds
+        self._signed = 0
+        self._told_lost = 0
+
+    def start(self) -> None:
+        """Announce the key that signs this writer's heads."""
+        try:
+            self.committer.commit([self._identity.start_notice(now_us(), version("authz"))])
+        except JournalError as error:
+            if self.journal.next == 1:
+                raise UsageError(f"the journal cannot begin: {error}") from None
+            # The key was announced at the first start. A full journal empties once this is up.
+            logger.error("this start is not on record", error=str(error))
+
+    def forwarder(self, receiver: str, privacy_key_id: str) -> Forwarder:
+        durable = asyncio.Event()
+        self.committer.on_durable = _bell(durable)
+        return Forwarder(self.journal, self._identity, privacy_key_id, receiver, durable)
+
+    def close(self) -> None:
+        self.committer.close()
+        self.journal.close()
+
+    async def sign_heads(self) -> None:
+        """Sign the chain's head every so often, if it moved."""
+        while True:
+            await asyncio.sleep(self._head_seconds)
+            self.sign_head()
+
+    def sign_head(self) -> None:
+        seq, head = self._chain.place
+        if seq > self._signed:
+            self._signed = seq + 1  # the notice itself does not count as a move
+            self.committer.post(self._identity.head_notice(now_us(), seq, head))
+
+    def tell_lost(self) -> None:
+        """Record how much could not be recorded, as soon as that can be: which is also how a
+        writer that gets no requests any more finds out that it can write again."""
+        if lost := self.committer.lost - self._told_lost:
+            try:
+                self.committer.commit([notice("journal_unavailable", now_us(), {"records": lost})])
+            except JournalError:
+                return
+            self._told_lost += lost
+
+
+def _bell(event: asyncio.Event) -> Callable[[], None]:
+    """Something to call from any thread, often, that sets `event` soon after."""
+    loop = asyncio.get_running_loop()
+    rung = False
+
+    def ring() -> None:
+        nonlocal rung
+        if not rung:
+            rung = True
+            loop.call_soon_threadsafe(loop.call_later, _BELL_SECONDS, answer)
+
+    def answer() -> None:
+        nonlocal rung
+        rung = False
+        event.set()
+
+    return ring
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
