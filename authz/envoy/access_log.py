@@ -32,6 +32,7 @@ them had an upstream host.
 
 from typing import Final, TypeAlias
 
+import orjson
 from envoy.config.core.v3.address_pb2 import Address
 from envoy.config.core.v3.base_pb2 import RequestMethod
 from envoy.data.accesslog.v3.accesslog_pb2 import (
@@ -41,6 +42,7 @@ from envoy.data.accesslog.v3.accesslog_pb2 import (
     TCPAccessLogEntry,
 )
 from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
 from authz.envoy.parsing import trace_id_of
@@ -183,18 +185,24 @@ def _decision(said: Struct) -> Said:
     value = fields.get("authz")
     if value is None:
         return decision
-    told = value.struct_value.fields
+    if text := value.string_value:
+        told = _object(text)
+    else:  # as before version 0.2
+        told = MessageToDict(value.struct_value)
     values: dict[str, str | bool | list[str]] = {}
-    for name in told:  # this, and [:] below, take half the time of items() and of no slice
-        value = told[name]
-        if text := value.string_value:
-            values[name] = text
-        elif value.bool_value:
-            values[name] = True
-        elif (items := value.list_value.values[:]) and (
-            texts := [text for item in items if (text := item.string_value)]
-        ):
-            values[name] = texts
+    for name, item in told.items():
+        if isinstance(item, list):
+            item = [text for text in item if isinstance(text, str) and text]  # noqa: PLW2901
+        if item and isinstance(item, (str, bool, list)):
+            values[name] = item
     if values:
         decision["authz"] = values
     return decision
+
+
+def _object(text: str) -> dict[str, object]:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}

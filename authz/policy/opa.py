@@ -177,8 +177,11 @@ class OpaEngine:
             batches = self.reads is not None and self.reads.batchable
             if batches and len(theirs) == len(policies):
                 batches = await self._load_wrapper(ours)
-        except (ConnectionsError, aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            raise UnavailableError(f"OPA at {self._options.url} does not answer") from None
+        except (ConnectionsError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            why = error.args[-1] if isinstance(error, ConnectionsError) else type(error).__name__
+            raise UnavailableError(
+                f"OPA at {self._options.url} does not answer ({why})"
+            ) from None
         self._answered = answered
         if batches != self._batches:
             logger.info("decisions are asked", together=batches)

@@ -8,6 +8,7 @@ from authz.record.schema import FIELD, MAX_INT, Field, Record, Value
 
 _PLAIN = frozenset((str, int, bool))
 _TYPES = {"text": str, "int": int, "time": int, "bool": bool, "texts": list}
+_BOUNDS = {name: (_TYPES[field.type], field.cap) for name, field in FIELD.items()}
 
 
 def canonical(record: Mapping[str, object]) -> bytes:
@@ -47,8 +48,10 @@ def clean(values: Mapping[str, object]) -> Record:
     record: Record = {}
     for name, value in values.items():
         if value:
-            kept = _clean(FIELD[name], value)
-            if kept:
+            kind, cap = _BOUNDS[name]
+            if kind is str and type(value) is str and len(value) <= cap and value.isascii():
+                record[name] = value  # nearly all of a record
+            elif kept := _clean(FIELD[name], value):
                 record[name] = kept
     return record
 

@@ -25,8 +25,9 @@ from authz.envoy.answer import answer
 from authz.envoy.check import (
     BadRequestError,
     Facts,
+    complete,
     facts,
-    input_document,
+    told,
     unsafe_path,
 )
 from authz.errors import UnavailableError
@@ -162,16 +163,17 @@ class CheckService:
             if len(request) > self._config.max_request_bytes:
                 check.verdict = denial(413, "bad_request")
                 return
-            message = CheckRequest.FromString(request)
-            check.facts = told = facts(message)
-            if not told.has_http and not self._config.tcp:
+            document = told(CheckRequest.FromString(request))
+            check.facts = known = facts(document)
+            if not known.has_http and not self._config.tcp:
                 check.verdict = denial(400, "bad_request")
                 return
-            check.resource = self._resources.read(told.method, told.path)
-            if self._deny_unsafe and unsafe_path(told.path):
+            check.resource = self._resources.read(known.method, known.path)
+            if self._deny_unsafe and unsafe_path(known.path):
                 check.verdict = denial(400, "unsafe_path")
                 return
-            check.document = input_document(message)
+            complete(document)
+            check.document = document
         except DecodeError:
             check.verdict = denial(400, "bad_request")
         except BadRequestError as error:
@@ -287,22 +289,23 @@ class CheckService:
     def _record(self, check: _Check, verdict: Verdict | None = None) -> Record:
         verdict = verdict or check.verdict
         assert verdict is not None
-        told, resource, audit = check.facts, check.resource, verdict.audit
-        claims = told.claims or {}
-        token = self._key.token
-        patients = dict.fromkeys([*audit.patients, *resource.patients])
+        known, resource, audit = check.facts, check.resource, verdict.audit
+        claims = known.claims or {}
         kind, identifier = resource.type, resource.id
         if not kind:
             kind, _, identifier = audit.resource.partition("/")
+        tokens = {
+            patient: self._key.token(patient) for patient in (*audit.patients, *resource.patients)
+        }
         if kind == "Patient" and identifier:
-            identifier = token(identifier)
+            identifier = tokens.get(identifier) or self._key.token(identifier)
         return clean(
             {
                 "kind": "decision",
-                "time": told.time_us or time.time_ns() // 1000,
+                "time": known.time_us or time.time_ns() // 1000,
                 "decision_id": check.decision_id,
                 "subject": audit.subject or _text_claim(claims, "sub"),
-                "principal": told.principal,
+                "principal": known.principal,
                 "roles": list(audit.roles) or _roles_claim(claims),
                 "tenant": audit.tenant,
                 "purpose": audit.purpose,
@@ -312,18 +315,18 @@ class CheckService:
                 "reason_code": verdict.reason_code,
                 "break_glass": audit.break_glass,
                 "policy_revision": check.revision or self._engine.revision,
-                "method": told.method,
-                "host": told.host,
+                "method": known.method,
+                "host": known.host,
                 "path": resource.path,
                 "resource_type": kind,
                 "resource_id": identifier,
-                "patients": [token(patient) for patient in patients],
+                "patients": list(tokens.values()),
                 "action": resource.action,
-                "source_ip": told.source_ip,
-                "user_agent": told.user_agent,
+                "source_ip": known.source_ip,
+                "user_agent": known.user_agent,
                 "status": 0 if verdict.allowed else verdict.http_status,
-                "request_id": told.request_id,
-                "trace_id": told.trace_id,
+                "request_id": known.request_id,
+                "trace_id": known.trace_id,
             }
         )
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authz.envoy.access_log import MAX_INTEGER, http_access, identifier, tcp_access
-from authz.envoy.check import facts
+from authz.envoy.check import facts, told
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "als"
 UPSTREAM = "127.0.0.1:51495"
@@ -251,7 +251,7 @@ def test_the_trace_is_the_one_of_the_decision(header):
     check.attributes.request.http.headers["traceparent"] = header
     entry = HTTPAccessLogEntry()
     entry.request.request_headers["traceparent"] = header
-    assert http_access(entry).get("trace_id", "") == facts(check).trace_id
+    assert http_access(entry).get("trace_id", "") == facts(told(check)).trace_id
 
 
 def check_values(values) -> None:

@@ -1,20 +1,22 @@
 """The decision cache: sound, or off."""
 
-import asyncio
 import contextlib
 import http.client
 import json
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from random import Random
 
 import pytest
 from cachetools import TTLCache
 
+from authz.errors import UnavailableError
 from authz.policy import cache
 from authz.policy.cache import CachedEngine, cache_key, cacheable
+from authz.policy.engine import Decisions
 from authz.policy.rego_ast import Reads, reads
 
 HEAD = "package t\n\nimport rego.v1\n\n"
@@ -110,10 +112,19 @@ class Engine:
         self.reads = Reads(frozenset(paths), frozenset())
         self.asked = 0
 
-    async def decide(self, document):
-        self.asked += 1
+    def decide(self, documents, until):
+        self.asked += len(documents)
+        return Decisions(self.revision, [self.outcome(document) for document in documents])
+
+    def outcome(self, document):
         method = document["attributes"]["request"]["http"].get("method")
+        if document.get("parsed_path") == ["c"]:
+            return UnavailableError("not now")
         return [self.revision, method, document.get("parsed_path")]
+
+
+def same(one, other):
+    return repr(one) == repr(other)
 
 
 def document(random):
@@ -136,61 +147,78 @@ def document(random):
 
 
 def test_cached_is_uncached():
-    """Over random requests and policy changes the answers are those of the engine, and most are
-    not asked twice."""
+    """Over random requests, alone and together, and policy changes the answers are those of the
+    engine, each its own, and most are not asked twice; what failed is."""
     random = Random(3)
+    engine, bare = Engine(), Engine()
+    cached = CachedEngine(engine)
+    asked = failed = 0
+    for step in range(1000):
+        if step % 200 == 199:
+            engine.revision = bare.revision = str(step)
+        requests = [document(random) for _ in range(random.randint(1, 16))]
+        before = deepcopy(requests)
+        assert same(cached.decide(requests, 0), bare.decide(requests, 0))
+        assert requests == before, "the documents are not changed"
+        asked += len(requests)
+        failed += len({cache_key(one) for one in requests if one["parsed_path"] == ["c"]})
+    assert engine.asked - failed < 500 < asked
 
-    async def run():
-        engine, bare = Engine(), Engine()
-        cached = CachedEngine(engine)
-        for step in range(3000):
-            if step % 500 == 499:
-                engine.revision = bare.revision = str(step)
-            request = document(random)
-            before = deepcopy(request)
-            assert await cached.decide(request) == await bare.decide(request)
-            assert request == before, "the document is not changed"
-        assert engine.asked < 500
 
-    asyncio.run(run())
+def test_many_threads():
+    """Threads that ask at once, while the policy changes, get no answer of a revision that was
+    gone when they asked."""
+    engine = Engine()
+    cached = CachedEngine(engine)
+    wrong = []
+
+    def work(seed):
+        random = Random(seed)
+        for _ in range(300):
+            requests = [document(random) for _ in range(4)]
+            known = int(engine.revision)
+            for outcome in cached.decide(requests, 0).outcomes:
+                if isinstance(outcome, list) and int(outcome[0]) < known:
+                    wrong.append(outcome)
+
+    with ThreadPoolExecutor(6) as threads:
+        running = [threads.submit(work, seed) for seed in range(5)]
+        while not all(thread.done() for thread in running):
+            engine.revision = str(int(engine.revision) + 1)
+            time.sleep(0.001)
+        for thread in running:
+            thread.result()
+    assert not wrong
 
 
 def test_an_entry_lives_a_second(monkeypatch):
     """What was decided is asked again after a second at most."""
     now = [100.0]
     monkeypatch.setattr(cache, "TTLCache", lambda n, s: TTLCache(n, s, lambda: now[0]))
-
-    async def run():
-        engine = Engine()
-        cached = CachedEngine(engine)
-        request = document(Random(1))
-        for seconds, asked in ((0, 1), (0.9, 1), (0.2, 2)):
-            now[0] += seconds
-            await cached.decide(request)
-            assert engine.asked == asked
-
-    asyncio.run(run())
+    engine = Engine()
+    cached = CachedEngine(engine)
+    request = document(Random(1))
+    for seconds, asked in ((0, 1), (0.9, 1), (0.2, 2)):
+        now[0] += seconds
+        cached.decide([request], 0)
+        assert engine.asked == asked
 
 
 def test_a_decision_made_across_a_change_is_not_kept():
     """If the policy changed while it was asked, nobody knows which one answered."""
+    engine = Engine()
+    decide = engine.decide
 
-    async def run():
-        engine = Engine()
-        decide = engine.decide
+    def changing(documents, until):
+        answer = decide(documents, until)
+        engine.revision += "1"
+        return answer
 
-        async def changing(document):
-            answer = await decide(document)
-            engine.revision += "1"
-            return answer
-
-        engine.decide = changing
-        cached = CachedEngine(engine)
-        for _ in range(3):
-            await cached.decide(document(Random(1)))
-        assert engine.asked == 3
-
-    asyncio.run(run())
+    engine.decide = changing
+    cached = CachedEngine(engine)
+    for _ in range(3):
+        cached.decide([document(Random(1))], 0)
+    assert engine.asked == 3
 
 
 def test_the_key_holds_all_else():

@@ -3,16 +3,17 @@
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
 import math
 import tarfile
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from authz.errors import UsageError
-from authz.policy import embedded
+from authz.errors import UnavailableError, UsageError
 from authz.policy.embedded import EmbeddedEngine
 from authz.policy.verdict import UNDEFINED, PolicyError
 
@@ -48,16 +49,14 @@ async def _ask(path, documents, query="envoy/authz/allow"):
     engine = EmbeddedEngine(path, query)
     try:
         await engine.start()
-        return [await _decided(engine, document) for document in documents]
+        return [_decided(engine, document) for document in documents]
     finally:
         await engine.close()
 
 
-async def _decided(engine, document):
-    try:
-        return await engine.decide(document)
-    except PolicyError as error:
-        return error
+def _decided(engine, document):
+    [outcome] = engine.decide([document], time.monotonic() + 60).outcomes
+    return outcome
 
 
 @pytest.fixture
@@ -71,6 +70,16 @@ def policy(tmp_path):
         return path
 
     return write
+
+
+def revision_of(path):
+    async def run():
+        engine = EmbeddedEngine(path, "envoy/authz/allow")
+        await engine.start()
+        await engine.close()
+        return engine.revision
+
+    return asyncio.run(run())
 
 
 def decide(path, *documents):
@@ -175,7 +184,7 @@ def test_directory_and_bundle_decide_alike(policy, tmp_path):
     revisions = []
     for path in (tmp_path / "policies", bundle):
         assert decide(path, {"name": "alice"}, {"name": "bob"}) == ["nurse", UNDEFINED]
-        revisions.append(embedded.source.load(path).revision)
+        revisions.append(revision_of(path))
     assert revisions[0] == revisions[1]
 
 
@@ -208,74 +217,75 @@ def test_errors_tell_no_input(policy):
     assert error is UNDEFINED or "secret-value" not in str(error)
 
 
-def changed(first, *later):
-    """The decisions under `first`, and after the file was changed to each of `later`."""
-
-    async def run(path, write):
-        engine = EmbeddedEngine(path, "envoy/authz/allow")
-        write(first)
-        await engine.start()
-        watching = asyncio.create_task(engine.watch())
-        seen = [(await engine.decide({}), engine.revision)]
-        for text in later:
-            write(text)
-            before = engine._seen
-            for _ in range(200):
-                await asyncio.sleep(0.01)
-                if engine._seen != before:
-                    break
-            await asyncio.sleep(0.05)
-            seen.append((await engine.decide({}), engine.revision))
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
-        await engine.close()
-        return seen
-
-    return run
-
-
-def test_reload(policy, monkeypatch):
+def test_reload(policy):
     """A changed policy comes into force; one that does not load leaves the last good one, and its
     revision."""
-    monkeypatch.setattr(embedded, "_WATCH_SECONDS", 0.02)
-    run = changed(
-        HEAD + "allow := 1\n",
+    later = [
         HEAD + "allow := 2 # changed\n",
         HEAD + "allow := := 3\n",
         "",
         HEAD + "elsewhere := 4\n",
         HEAD + "allow := 55\n",
-    )
-    path = policy("")
-    seen = asyncio.run(run(path, path.write_text))
-    assert [decision for decision, _ in seen] == [1, 2, 2, 2, 2, 55]
-    revisions = [revision for _, revision in seen]
-    assert revisions[1] == revisions[2] == revisions[3] == revisions[4]
-    assert len(set(revisions)) == 3
-
-
-def test_file_gone_for_a_while(policy, monkeypatch):
-    """A policy whose file goes away stays in force, and is read again when it is back."""
-    monkeypatch.setattr(embedded, "_WATCH_SECONDS", 0.02)
+    ]
     path = policy(HEAD + "allow := 1\n")
 
     async def run():
         engine = EmbeddedEngine(path, "envoy/authz/allow")
         await engine.start()
-        watching = asyncio.create_task(engine.watch())
+        seen = [engine.decide([{}], time.monotonic() + 60)]
+        for text in later:
+            path.write_text(text)
+            with contextlib.suppress(UsageError):
+                await engine.look()
+            seen.append(engine.decide([{}], time.monotonic() + 60))
+            assert seen[-1].revision == hashlib.sha256(engine.archive).hexdigest()
+        await engine.close()
+        return seen
+
+    seen = asyncio.run(run())
+    assert [decided.outcomes for decided in seen] == [[1], [2], [2], [2], [2], [55]]
+    revisions = [decided.revision for decided in seen]
+    assert revisions[1] == revisions[2] == revisions[3] == revisions[4]
+    assert len(set(revisions)) == 3
+
+
+def test_file_gone_for_a_while(policy):
+    """A policy whose file goes away stays in force, and is read again when it is back."""
+    path = policy(HEAD + "allow := 1\n")
+
+    async def run():
+        engine = EmbeddedEngine(path, "envoy/authz/allow")
+        await engine.start()
         path.unlink()
-        await asyncio.sleep(0.1)
-        assert await engine.decide({}) == 1
+        with pytest.raises(UsageError, match="No such file"):
+            await engine.look()
+        assert _decided(engine, {}) == 1
         path.write_text(HEAD + "allow := 2\n")
-        async with asyncio.timeout(5):
-            while await engine.decide({}) != 2:
-                await asyncio.sleep(0.02)
-        assert not watching.done()
-        watching.cancel()
+        await engine.look()
+        assert _decided(engine, {}) == 2
         await engine.close()
 
     asyncio.run(run())
+
+
+def test_slow_policy(policy):
+    """What is not decided in time is no decision, for who asked and for who waits behind; what was
+    decided before it stands."""
+    slow = "count([1 | some i in numbers.range(1, 400); some j in numbers.range(1, 400); i * j == 7])"
+    path = policy(HEAD + f"allow := 1 if input.quick\nallow := {slow} if not input.quick\n")
+
+    async def run():
+        engine = EmbeddedEngine(path, "envoy/authz/allow")
+        await engine.start()
+        quick, slow = {"quick": True}, {}
+        first = engine.decide([quick, slow, quick], time.monotonic() + 0.05).outcomes
+        behind = engine.decide([quick], time.monotonic() + 0.01).outcomes
+        await engine.close()
+        return first, behind
+
+    first, behind = asyncio.run(run())
+    assert first[0] == 1
+    assert [type(outcome) for outcome in (*first[1:], *behind)] == [UnavailableError] * 3
 
 
 @pytest.mark.parametrize("told", ATTEMPTS)
@@ -351,7 +361,7 @@ def engines(tmp_path_factory):
             loop.run_until_complete(engine.start())
             started[text] = path, engine
         path, engine = started[text]
-        return path, lambda document: loop.run_until_complete(_decided(engine, document))
+        return path, lambda document: _decided(engine, document)
 
     yield get
     for _, engine in started.values():

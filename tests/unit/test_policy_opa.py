@@ -2,17 +2,22 @@
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from random import Random
 
 import aiohttp
 import pytest
 
+from certificates import Certificates
+
+from authz.demo.stack import free_port
 from authz.errors import UnavailableError, UsageError
-from authz.policy.opa import OpaEngine, OpaOptions
+from authz.policy.opa import OpaEngine, OpaOptions, wrapper
 from authz.policy.verdict import UNDEFINED, PolicyError
 
 POLICY = """package envoy.authz
@@ -83,11 +88,11 @@ def server(opa, tmp_path):
     server.stop()
 
 
-async def started(url, query):
+async def started(options, query):
     """An engine on a server that may still be starting."""
     deadline = time.monotonic() + 10
     while True:
-        engine = OpaEngine(OpaOptions(url), query)
+        engine = OpaEngine(options, query)
         try:
             await engine.start()
         except UnavailableError:
@@ -100,41 +105,45 @@ async def started(url, query):
 
 @contextlib.asynccontextmanager
 async def engine_of(server, query="envoy/authz/allow"):
-    engine = await started(server.url, query)
+    engine = await started(OpaOptions(server.url), query)
     try:
         yield engine
     finally:
         await engine.close()
 
 
-async def outcome(engine, user, n=0):
-    try:
-        return await engine.decide({"user": user, "n": n})
-    except PolicyError:
-        return PolicyError
+def ask(engine, *asks, seconds=20):
+    """The outcomes of (user, n) asked together; an error as its type."""
+    documents = [{"user": user, "n": n} for user, n in asks]
+    outcomes = engine.decide(documents, time.monotonic() + seconds).outcomes
+    return [type(one) if isinstance(one, Exception) else one for one in outcomes]
+
+
+def expected(asks):
+    return [ANSWERS[user](n) for user, n in asks]
 
 
 def test_everybody_gets_their_own_answer(server):
-    """Whoever is asked about together, with undefined and failing decisions among them, each gets
-    the answer they would get alone."""
-    random = Random(7)
+    """Whoever is asked about together, with undefined and failing decisions among them, by several
+    threads at once, each gets the answer they would get alone."""
+
+    def work(engine, seed):
+        random = Random(seed)
+        for _ in range(40):
+            asks = [
+                (random.choice(sorted(ANSWERS)), random.randrange(1000))
+                for _ in range(random.randint(1, 16))
+            ]
+            assert ask(engine, *asks) == expected(asks)
 
     async def run():
         async with engine_of(server) as engine:
             calls = count_calls(engine)
-            asked = 0
-            for _ in range(60):
-                size = random.randint(1, 40)
-                asks = [
-                    (random.choice(sorted(ANSWERS)), random.randrange(1000)) for _ in range(size)
-                ]
-                asked += size
-                found = await asyncio.gather(*(outcome(engine, *ask) for ask in asks))
-                assert found == [ANSWERS[user](n) for user, n in asks]
-            easy = [("true", n) for n in range(300)]
+            await asyncio.gather(*(asyncio.to_thread(work, engine, seed) for seed in range(4)))
             calls.clear()
-            await asyncio.gather(*(outcome(engine, *ask) for ask in easy))
-            assert len(calls) < 60, "concurrent decisions share calls"
+            easy = [("true", n) for n in range(16)]
+            assert ask(engine, *easy) == expected(easy)
+            assert len(calls) == 1, "decisions that came together share a call"
 
     asyncio.run(run())
 
@@ -143,25 +152,12 @@ def count_calls(engine):
     calls = []
     post = engine._post
 
-    async def counted(url, document):
+    def counted(url, document, until):
         calls.append(url)
-        return await post(url, document)
+        return post(url, document, until)
 
     engine._post = counted
     return calls
-
-
-def test_alone_means_no_waiting(server):
-    """One decision at a time is asked at once: company is waited for only where there is some."""
-
-    async def run():
-        async with engine_of(server) as engine:
-            for _ in range(20):
-                await outcome(engine, "true")
-            assert engine._timer is None
-            assert engine._company == 1
-
-    asyncio.run(run())
 
 
 @pytest.mark.parametrize("call", ['uuid.rfc4122("x")', 'rand.intn("x", 1000000)', "opa.runtime()"])
@@ -174,8 +170,9 @@ def test_impure_policies_are_asked_singly(server, call):
     async def run():
         async with engine_of(server) as engine:
             await settled(engine, lambda: not engine.reads.batchable)
+            assert engine.most == 1
             calls = count_calls(engine)
-            found = await asyncio.gather(*(outcome(engine, "true") for _ in range(20)))
+            found = ask(engine, *[("true", 0)] * 20)
             assert len(calls) == 20
             if "uuid" in call:
                 assert len({answer["body"] for answer in found}) == 20
@@ -187,81 +184,78 @@ async def settled(engine, condition):
     deadline = time.monotonic() + 10
     while not condition() and time.monotonic() < deadline:
         with contextlib.suppress(UnavailableError):
-            await engine._look()
+            await engine.look()
         await asyncio.sleep(0.05)
     assert condition()
 
 
 def test_policy_change_is_seen(server):
-    """A changed policy decides at once, and its revision follows."""
+    """A changed policy decides at once, and its revision follows, with its text."""
 
     async def run():
         async with engine_of(server) as engine:
-            watching = asyncio.create_task(engine.watch())
             before = engine.revision
-            assert await outcome(engine, "nobody") is UNDEFINED
+            assert ask(engine, ("nobody", 0)) == [UNDEFINED]
             server.write(POLICY + '\nallow if input.user == "nobody"\n')
-            changed = time.monotonic()
-            while await outcome(engine, "nobody") is UNDEFINED:
-                assert time.monotonic() < changed + 10
-                await asyncio.sleep(0.01)
-            while engine.revision == before:
-                assert time.monotonic() < changed + 10
-                await asyncio.sleep(0.01)
-            watching.cancel()
+            await settled(engine, lambda: ask(engine, ("nobody", 0)) == [True])
+            await settled(engine, lambda: engine.revision != before)
+            assert b"nobody" in engine.archive
+            assert hashlib.sha256(engine.archive).hexdigest() == engine.revision
 
     asyncio.run(run())
 
 
 def test_opa_restarted(server):
     """While OPA is away nothing is decided; a new one, without the wrapper, is asked right."""
+    asks = [("true", 1), ("nobody", 2), ("both", 3), ("object", 4)]
 
     async def run():
         async with engine_of(server) as engine:
-            assert await outcome(engine, "true") is True
+            assert ask(engine, *asks) == expected(asks)
             server.stop()
-            with pytest.raises(UnavailableError):
-                await engine.decide({"user": "true"})
+            assert ask(engine, *asks) == [UnavailableError] * 4
             server.start()
-            await settled(engine, lambda: True)
-            asks = [("true", 1), ("nobody", 2), ("both", 3), ("object", 4)]
-            found = await asyncio.gather(*(outcome(engine, *ask) for ask in asks))
-            assert found == [ANSWERS[user](n) for user, n in asks]
+            await settled(engine, lambda: ask(engine, ("true", 0)) == [True])
+            assert ask(engine, *asks) == expected(asks)
+            await settled(engine, lambda: engine.most > 1)
+            assert ask(engine, *asks) == expected(asks)
 
     asyncio.run(run())
 
 
 def test_wrapper_removed(server):
-    """If somebody deletes the wrapper, each is asked alone, and answered right."""
+    """If somebody deletes the wrapper, each is asked alone, and answered right, until it is there
+    again."""
+    asks = [("true", 1), ("nobody", 2), ("object", 4)]
 
     async def run():
         async with engine_of(server) as engine:
-            assert await outcome(engine, "true") is True
             connector = aiohttp.UnixConnector(str(server.socket))
             async with (
                 aiohttp.ClientSession(connector=connector) as session,
                 session.delete("http://opa/v1/policies/authz/batch") as response,
             ):
                 assert response.status == 200
-            asks = [("true", 1), ("nobody", 2), ("object", 4)]
-            found = await asyncio.gather(*(outcome(engine, *ask) for ask in asks))
-            assert found == [ANSWERS[user](n) for user, n in asks]
+            assert ask(engine, *asks) == expected(asks)
+            assert engine.most == 1
+            await engine.look()
+            assert engine.most > 1
+            assert ask(engine, *asks) == expected(asks)
 
     asyncio.run(run())
 
 
-def test_slow_opa_does_not_hold_who_left(server):
-    """Somebody who stopped waiting is asked for no more, and hinders nobody."""
+def test_stuck_opa(server):
+    """An OPA that does not answer is given up in time, and asked again when it is back."""
 
     async def run():
         async with engine_of(server) as engine:
             os.kill(server.process.pid, signal.SIGSTOP)
-            asks = [asyncio.create_task(outcome(engine, "true")) for _ in range(5)]
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.2):
-                    await asyncio.gather(*asks)
+            began = time.monotonic()
+            assert ask(engine, ("true", 1), ("true", 2), seconds=0.2) == [UnavailableError] * 2
+            assert time.monotonic() - began < 5
             os.kill(server.process.pid, signal.SIGCONT)
-            assert await outcome(engine, "false") is False
+            assert ask(engine, ("false", 0)) == [False]
 
     asyncio.run(run())
 
@@ -270,10 +264,91 @@ def test_start_errors(server, tmp_path):
     """No such rule, and no such server, are errors that say so."""
 
     async def run():
-        await (await started(server.url, "envoy/authz/allow")).close()
+        await (await started(OpaOptions(server.url), "envoy/authz/allow")).close()
         with pytest.raises(UsageError, match="no rule"):
             await OpaEngine(OpaOptions(server.url), "envoy/authz/nothing").start()
         with pytest.raises(UnavailableError, match="does not answer"):
             await OpaEngine(OpaOptions(f"unix://{tmp_path / 'none.sock'}"), "a/b").start()
 
     asyncio.run(run())
+
+
+AUTHORIZATION = """package system.authz
+
+import rego.v1
+
+default allow := false
+
+allow if input.identity in ["the-token", "CN=authz"]
+"""
+
+
+@pytest.fixture(params=["tls", "token"])
+def secured(request, opa, tmp_path):
+    """An OPA over HTTPS that wants a client certificate, or a bearer token, and the options to
+    reach it."""
+    certificates = Certificates(tmp_path)
+    ca, (cert, key) = certificates.ca_file, certificates.issue("127.0.0.1")
+    policies = tmp_path / "policy"
+    policies.mkdir()
+    (policies / "policy.rego").write_text(POLICY)
+    (policies / "authz.rego").write_text(AUTHORIZATION)
+    address = f"127.0.0.1:{free_port()}"
+    command = [opa, "run", "--server", "--addr", f"https://{address}", "--log-level", "error",
+               "--tls-cert-file", cert, "--tls-private-key-file", key, "--tls-ca-cert-file", ca,
+               "--authentication", request.param, "--authorization", "basic",
+               policies]  # fmt: skip
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
+    options = OpaOptions(f"https://{address}", ca=ca)
+    if request.param == "tls":
+        client_cert, client_key = certificates.issue("authz")
+        yield replace(options, cert=client_cert, key=client_key)
+    else:
+        yield replace(options, token="the-token")
+    process.kill()
+    process.wait()
+
+
+def test_tls_and_token(secured):
+    """OPA is reached over HTTPS with a client certificate or a bearer token, and not without, nor
+    if nothing vouches for its own certificate."""
+    asks = [("true", 1), ("nobody", 2), ("object", 4)]
+
+    async def run():
+        engine = await started(secured, "envoy/authz/allow")
+        assert ask(engine, *asks) == expected(asks)
+        await engine.close()
+        for change in ({"cert": None, "key": None, "token": None}, {"ca": None}):
+            with pytest.raises(UnavailableError):
+                await OpaEngine(replace(secured, **change), "envoy/authz/allow").start()
+
+    asyncio.run(run())
+
+
+def test_wrapper_in_the_bundle(opa, tmp_path):
+    """Where the API may not be written to, a wrapper that was shipped with the policy serves."""
+    policies = tmp_path / "policy"
+    policies.mkdir()
+    (policies / "policy.rego").write_text(POLICY)
+    (policies / "authz.rego").write_text(
+        'package system.authz\n\nimport rego.v1\n\nallow if input.method in {"GET", "POST"}\n'
+    )
+    socket = tmp_path / "opa.sock"
+    command = [opa, "run", "--server", "--addr", f"unix://{socket}", "--log-level", "error",
+               "--authorization", "basic", str(policies)]  # fmt: skip
+
+    async def most():
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            engine = await started(OpaOptions(f"unix://{socket}"), "envoy/authz/allow")
+            assert ask(engine, ("true", 1), ("nobody", 2)) == [True, UNDEFINED]
+            await engine.close()
+            return engine.most
+        finally:
+            process.kill()
+            process.wait()
+            socket.unlink(missing_ok=True)
+
+    assert asyncio.run(most()) == 1
+    (policies / "wrapper.rego").write_text(wrapper("envoy/authz/allow"))
+    assert asyncio.run(most()) > 1
