@@ -1,0 +1,90 @@
+"""Certificates of our gRPC servers, read again when their files change."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import structlog
+
+from authz.errors import UsageError
+
+logger = structlog.get_logger()
+
+
+class ServerTls:
+    """The certificate chain and key of a server, and the authority its clients must be of (None:
+    clients show no certificate). PEM files; a handshake after a change uses the new ones. New files
+    that cannot be used leave the last good ones in force."""
+
+    def __init__(self, option: str, cert: Path, key: Path, client_ca: Path | None) -> None:
+        self._option = option
+        self._files = [path for path in (key, cert, client_ca) if path is not None]
+        self._seen: tuple[int, ...] = ()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Raises `UsageError` for files that cannot be used."""
+        self._seen = self._look()
+        return grpc.dynamic_ssl_server_credentials(
+            self._read(), self._changed, require_client_authentication=len(self._files) == 3
+        )
+
+    def _look(self) -> tuple[int, ...]:
+        try:
+            return tuple(part for path in self._files for part in _stamp(path))
+        except OSError as error:
+            raise UsageError(f"{self._option}: {error.filename}: {error.strerror}") from None
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        try:
+            key, cert, *client_ca = [path.read_bytes() for path in self._files]
+        except OSError as error:
+            raise UsageError(f"{self._option}: {error.filename}: {error.strerror}") from None
+        for path, content in zip(self._files, (key, cert, *client_ca), strict=True):
+            if b"-----BEGIN " not in content:
+                raise UsageError(f"{self._option}: {path}: not PEM")
+        return grpc.ssl_server_certificate_configuration([(key, cert)], *client_ca)
+
+    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """At each handshake: what to use from now on, or None for what is in use."""
+        try:
+            seen = self._look()
+            if seen == self._seen:
+                return None
+            configuration = self._read()
+        except UsageError as error:
+            logger.error("certificates not read; the last good ones stay", error=str(error))
+            return None
+        self._seen = seen
+        logger.info("certificates read again")
+        return configuration
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def channel(
+    address: str, *, ca: Path | None, cert: Path | None, key: Path | None
+) -> Callable[[], grpc.aio.Channel]:
+    """Opens a channel to `address`: in plain text without `ca`, with TLS by that authority, and
+    with our own certificate if there is one. Files are read at each opening. Raises `UsageError`
+    now if they cannot be."""
+
+    def read(path: Path | None) -> bytes | None:
+        if path is None:
+            return None
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from None
+
+    def open_channel() -> grpc.aio.Channel:
+        if ca is None:
+            return grpc.aio.insecure_channel(address)
+        credentials = grpc.ssl_channel_credentials(read(ca), read(key), read(cert))
+        return grpc.aio.secure_channel(address, credentials)
+
+    for path in (ca, cert, key):
+        read(path)
+    return open_channel
