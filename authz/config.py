@@ -8,10 +8,11 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -21,6 +22,7 @@ from pydantic_settings import (
 )
 
 from authz.errors import UsageError
+from authz.identity.config import IdentityConfig
 
 
 def _form(pattern: str, wanted: str) -> AfterValidator:
@@ -124,6 +126,7 @@ class Config(BaseSettings):
     )
     store: str | None = Field(None, description="clickhouse://user:password@host:9000/database")
     ext_authz: ExtAuthz = ExtAuthz()
+    identity: IdentityConfig = IdentityConfig()
     receiver: Receiver = Receiver()
     journal: Journal = Journal()
     privacy: Privacy = Privacy()
@@ -187,40 +190,67 @@ def _read(path: Path) -> tuple[yaml.Node | None, dict[str, Any]]:
             f"{path}, line 1: want keys and values, such as 'data_dir: /var/lib/authz'"
         )
     _check_keys(path, root)
-    for _, value in root.value if isinstance(root, yaml.MappingNode) else ():
-        _check_keys(path, value)
     return root, content
 
 
-def _check_keys(path: Path, node: yaml.Node | None) -> None:
+def _check_keys(path: Path, root: yaml.Node | None) -> None:
     """Each key of a mapping is text, and there once: of two, one would not count."""
-    seen = set()
-    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-        where = f"{path}, line {key.start_mark.line + 1}"
-        if not key.tag.endswith(":str"):
-            raise UsageError(f"{where}: {key.value} is no key here; see: authz config")
-        if key.value in seen:
-            raise UsageError(f"{where}: {key.value} is there twice; keep one")
-        seen.add(key.value)
+    waiting, met = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in met:  # an alias; it may even lead back to where it stands
+            continue
+        met.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += reversed(node.value)
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            where = f"{path}, line {key.start_mark.line + 1}"
+            if not key.tag.endswith(":str"):
+                raise UsageError(f"{where}: {key.value} is no key here; see: authz config")
+            if key.value in seen:
+                raise UsageError(f"{where}: {key.value} is there twice; keep one")
+            seen.add(key.value)
+        if isinstance(node, yaml.MappingNode):
+            waiting += [value for _, value in reversed(node.value)]
 
 
 def _explain(path: Path | None, root: yaml.Node | None, error: Any) -> str:
     place = [str(part) for part in error["loc"] if not re.search(r"[\[(]", str(part))]
     key = ".".join(place)
-    line = _line(root, place)
+    line = _line(root, place[:-1] if error["type"] == "missing" else place)
     where = f"{path}, line {line}: " if line else ""
     if error["type"] == "extra_forbidden":
-        section = Config.model_fields.get(place[0]) if len(place) > 1 else None
-        model: Any = section.annotation if section else Config
-        known = ", ".join(sorted(getattr(model, "model_fields", Config.model_fields)))
+        known = ", ".join(sorted(_model(place[:-1]).model_fields))
         return f"{where}{key} is no key here; known: {known}"
     return f"{where}{key}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _model(place: list[str]) -> type[BaseModel]:
+    """The model of the section at `place`, or of the items of the list there."""
+    model: type[BaseModel] = Config
+    for part in place:
+        if part in model.model_fields:
+            model = _section(model.model_fields[part].annotation) or model
+    return model
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field is, or has a list of."""
+    kinds = [annotation, *get_args(annotation)]
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
 
 
 def _line(node: yaml.Node | None, place: list[str]) -> int | None:
     """The line (from 1) of the key at `place` in the document, if it stands there."""
     line = None
     for part in place:
+        if isinstance(node, yaml.SequenceNode) and part.isdecimal():
+            if int(part) >= len(node.value):
+                return None
+            node = node.value[int(part)]
+            line = node.start_mark.line + 1
+            continue
         if not isinstance(node, yaml.MappingNode):
             break
         pairs = {key.value: (key, value) for key, value in node.value}
@@ -235,17 +265,19 @@ def describe() -> str:
     """Every key with its default and meaning, as a YAML file to start from."""
     lines = ["# Every key with its default. Environment: AUTHZ_<SECTION>__<KEY>, in capitals."]
     for name, field in Config.model_fields.items():
-        if isinstance(field.default, _Section):
+        if isinstance(field.default, BaseModel):
             model = type(field.default)
             lines += ["", f"# {model.__doc__}", f"{name}:"]
             for key, inner in model.model_fields.items():
-                lines.append(_described(f"  {key}", inner.default, inner.description))
+                lines.append(_described(f"  {key}", inner))
+                if item := _section(inner.annotation):
+                    lines += [_described(f"  #   {k}", i) for k, i in item.model_fields.items()]
         else:
-            lines.append(_described(name, field.default, field.description))
+            lines.append(_described(name, field))
     return "\n".join(lines) + "\n"
 
 
-def _described(key: str, default: Any, description: str | None) -> str:
-    value = str(default) if isinstance(default, Path) else default
-    shown = json.dumps(list(value) if isinstance(value, tuple) else value)
-    return f"{key}: {shown}  # {description}"
+def _described(key: str, field: FieldInfo) -> str:
+    value = str(field.default) if isinstance(field.default, Path) else field.default
+    shown = "..." if field.is_required() else json.dumps(value)
+    return f"{key}: {shown}  # {field.description}"

@@ -106,6 +106,84 @@ def test_what_is_wrong_is_named(file, text, line, said):
     assert "\n" not in message
 
 
+_ISSUER = """identity:
+  sources: [jwt]
+  issuers:
+    - issuer: https://idp.example
+      audiences: [fhir]
+      jwks: https://idp.example/keys
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        (_ISSUER + "      jwsk: a\n", 7, ["identity.issuers.0.jwsk", "no key here", "jwks"]),
+        (_ISSUER + "      jwks: b\n", 7, ["jwks", "twice"]),
+        (_ISSUER + "      algorithms: [none]\n", 7, ["issuers.0.algorithms.0", "'ES256'"]),
+        (_ISSUER + "      algorithms:\n      - ES256\n      - HS256\n", 9, ["algorithms.1"]),
+        (_ISSUER + "      algorithms: []\n", 7, ["algorithms", "at least 1"]),
+        (_ISSUER + "      header: 'a b'\n", 7, ["issuers.0.header", "x-user", "'a b'"]),
+        (_ISSUER + "      leeway_seconds: 3600\n", 7, ["leeway_seconds", "300"]),
+        (_ISSUER + "      max_age_seconds: 20\n", 4, ["issuers.0", "refresh_seconds", "raise it"]),
+        (_ISSUER.replace("[fhir]", "[]"), 5, ["issuers.0.audiences", "at least 1"]),
+        (_ISSUER.replace("[fhir]", "fhir"), 5, ["issuers.0.audiences", "tuple"]),
+        (_ISSUER.replace("https://idp.example/keys", "ftp://a/b"), 6, ["jwks", "a file, or http"]),
+        (_ISSUER.replace("://idp.example/keys", "://u:p@a/b"), 6, ["without user or password"]),
+        (_ISSUER.replace("      audiences: [fhir]\n", ""), 4, ["issuers.0.audiences", "required"]),
+        (_ISSUER.replace("[jwt]", "[mtls]"), 1, ["'jwt'", "issuers", "give both, or neither"]),
+        (_ISSUER + _ISSUER.partition("issuers:\n")[2], 1, ["https://idp.example", "twice"]),
+        ("identity:\n  sources: [jwt]\n", 1, ["'jwt'", "issuers", "give both, or neither"]),
+        ("identity:\n  sources: []\n", 2, ["identity.sources", "at least 1"]),
+        ("identity:\n  sources: [mtls, mtls]\n", 1, ["identity", "'mtls' twice"]),
+        ("identity:\n  sources: [tls]\n", 2, ["identity.sources.0", "'mtls'"]),
+        ("identity:\n  sources: [headers]\n", 1, ["subject_header", "give both, or neither"]),
+        ("identity:\n  subject_header: x-user\n", 1, ["'headers'", "give both, or neither"]),
+        ("identity:\n  roles_header: x-roles\n", 1, ["subject_header", "give it too"]),
+        ("identity:\n  subject_claim: ''\n", 2, ["identity.subject_claim", "at least 1"]),
+        ("identity:\n  same: [[jwt_authn]]\n", 1, ["same", "two sources"]),
+        ("identity:\n  same: [[jwt_authn, mtls]]\n", 1, ["'mtls'", "not in sources"]),
+        ("identity:\n  same: [jwt_authn]\n", 2, ["identity.same.0"]),
+        ("identity:\n  issuers: &a [*a]\n", 2, ["identity.issuers"]),
+    ],
+)
+def test_what_is_wrong_with_identity_is_named(file, text, line, said):
+    """A fault in the list of issuers is named with its place, its line and the mend."""
+    path = file(text)
+    message = refused(path)
+    assert message.startswith(f"{path}, line {line}: "), message
+    for part in said:
+        assert part in message
+
+
+def test_prefixes_in_one_header(file):
+    """Prefixes in one header must tell whose token it is."""
+    issuer = {"audiences": ["a"], "jwks": "/keys", "header": "X-Token"}
+    for first, second in (("", "b"), ("Bearer", "bearer "), ("b ", "B x")):
+        issuers = [
+            {**issuer, "issuer": "a", "prefix": first}, {**issuer, "issuer": "b", "prefix": second},
+        ]  # fmt: skip
+        said = refused(None, {"identity": {"sources": ["jwt"], "issuers": issuers}})
+        assert "do not tell tokens apart" in said
+
+
+def test_identity_as_it_is_by_default():
+    """By default Envoy has verified the token, and no header names anybody."""
+    identity = load().identity
+    assert identity.sources == ("jwt_authn",)
+    assert (identity.subject_header, identity.issuers, identity.required) == ("", (), False)
+
+
+def test_identity_from_the_environment(monkeypatch):
+    """Issuers come from the environment as JSON, and names of headers count in lower case."""
+    issuer = '[{"issuer": "a", "audiences": ["b"], "jwks": "/keys", "header": "X-Token"}]'
+    monkeypatch.setenv("AUTHZ_IDENTITY__SOURCES", '["jwt"]')
+    monkeypatch.setenv("AUTHZ_IDENTITY__ISSUERS", issuer)
+    [issuer] = load().identity.issuers
+    assert issuer.header == "x-token"
+    assert issuer.algorithms == ("RS256", "PS256", "ES256", "EdDSA")
+
+
 def test_all_faults_at_once(file):
     """Each fault has a line of its own."""
     message = refused(file("data_dri: x\nreceiver:\n  listen: x\n"))
@@ -173,6 +251,8 @@ def test_description_is_a_configuration(file):
     for section, keys in content.items():
         if isinstance(keys, dict):
             assert set(keys) == set(type(getattr(load(), section)).model_fields)
+    for key in type(load().identity).model_fields["issuers"].annotation.__args__[0].model_fields:
+        assert f"\n  #   {key}: " in text
     assert all("#" in line for line in text.splitlines() if line and not line.endswith(":"))
 
 
