@@ -63,9 +63,34 @@ class ExtAuthz(_Section):
         "", description="directory, .rego file, bundle .tar.gz, or http(s)://, unix:// of an OPA"
     )
     opa_token: str | None = Field(None, description="bearer token for the OPA server")
+    opa_ca: Path | None = Field(None, description="authority of the OPA server's certificate, PEM")
+    opa_cert: Path | None = Field(None, description="our certificate for the OPA server, PEM")
+    opa_key: Path | None = Field(None, description="its key, PEM")
     decision: Decision = Field("envoy/authz/allow", description="package and rule, with / for .")
     receiver: Address | None = Field(None, description="where decisions are sent")
+    receiver_ca: Path | None = Field(
+        None, description="authority of the receiver's certificate, PEM; without it, plain text"
+    )
+    receiver_cert: Path | None = Field(None, description="our certificate for the receiver, PEM")
+    receiver_key: Path | None = Field(None, description="its key, PEM")
     metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
+    tls_cert: Path | None = Field(None, description="our certificate chain for Envoy, PEM")
+    tls_key: Path | None = Field(None, description="its key, PEM")
+    tls_client_ca: Path | None = Field(
+        None, description="authority whose certificate each client must show, PEM"
+    )
+    plaintext: bool = Field(
+        False, description="listen without TLS even where other hosts can reach it"
+    )
+    reflection: bool = Field(False, description="let gRPC tools list the services")
+    workers: int = Field(1, ge=1, le=64, description="processes, each on a port of its own")
+    worker: int = Field(0, ge=0, description="which of them this is; set by authz itself")
+    tracing: str | None = Field(
+        None, pattern="^https?://", description="OTLP collector over gRPC: http://host:4317"
+    )
+    max_concurrent: int = Field(
+        1024, ge=1, description="Checks under way at once; more are denied with 503"
+    )
     timeout_ms: int = Field(
         250,
         ge=60,
@@ -89,6 +114,14 @@ class Receiver(_Section):
     listen: Address = Field("127.0.0.1:9292", description="host:port or unix:///path to listen on")
     origin: Origin | None = Field(None, description="the log's name, <cluster>/<receiver>")
     metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
+    tls_cert: Path | None = Field(None, description="our certificate chain, PEM")
+    tls_key: Path | None = Field(None, description="its key, PEM")
+    tls_client_ca: Path | None = Field(
+        None, description="authority whose certificate each client must show, PEM"
+    )
+    plaintext: bool = Field(
+        False, description="listen without TLS even where other hosts can reach it"
+    )
     batch_rows: int = Field(10_000, ge=1, le=1_000_000, description="rows of one insert, at most")
     batch_seconds: float = Field(1.0, gt=0, le=60, description="age at which a batch is sealed")
 

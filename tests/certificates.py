@@ -1,6 +1,6 @@
 """A certificate authority for tests, and what it issues."""
 
-import datetime
+import datetime as dt
 import ipaddress
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-DAY = datetime.timedelta(days=1)
+DAY = dt.timedelta(days=1)
 
 
 class Certificates:
@@ -28,7 +28,9 @@ class Certificates:
         self.ca_file = directory / "ca.pem"
         self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *, days: int = 1, uri: str = "", file: str = "") -> tuple[Path, Path]:
+    def issue(
+        self, name: str, *, days: int = 1, uri: str = "", file: str = ""
+    ) -> tuple[Path, Path]:
         """The files of a certificate for `name` (host name or address) and of its key; `days` may
         be negative. `file` is their stem."""
         key = ec.generate_private_key(ec.SECP256R1())
@@ -63,7 +65,7 @@ def _name(text: str) -> x509.Name:
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int = 1
 ) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

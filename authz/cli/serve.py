@@ -1,6 +1,7 @@
 """``authz serve ...``: the processes."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from authz import config
 from authz.cli.app import ConfigFile, DataDir, Json, Store, app, given, run
 from authz.errors import UnavailableError
 from authz.serve import logs
+from authz.serve.workers import NUMBER, supervise
 
 group = typer.Typer(help="Run one of the processes.", no_args_is_help=True)
 app.add_typer(group, name="serve")
@@ -42,11 +44,11 @@ def ext_authz(
     durability: Annotated[
         str | None, typer.Option(help="What an answer waits for: fsync or os.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes, each on a port of its own.")
+    ] = None,
 ) -> None:
     """The Check server: asks the policy, records the decision on disk, answers Envoy."""
-    from authz.serve.ext_authz import serve  # noqa: PLC0415 - grpc is slow to import
-
-    logs.configure()
     options = given(
         data_dir=data_dir,
         ext_authz__listen=listen,
@@ -55,9 +57,17 @@ def ext_authz(
         ext_authz__receiver=receiver,
         ext_authz__metrics=metrics,
         privacy__key=privacy_key,
+        ext_authz__workers=workers,
         journal__durability=durability,
     )
-    run(serve(config.load(file, options)))
+    loaded = config.load(file, options)
+    logs.configure(dry_run=loaded.ext_authz.dry_run)
+    if loaded.ext_authz.workers > 1 and NUMBER not in os.environ:
+        supervise(loaded)
+        return
+    from authz.serve.ext_authz import serve  # noqa: PLC0415 - grpc is slow to import
+
+    run(serve(loaded))
 
 
 @group.command()

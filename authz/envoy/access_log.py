@@ -185,10 +185,9 @@ def _decision(said: Struct) -> Said:
     value = fields.get("authz")
     if value is None:
         return decision
-    if text := value.string_value:
-        told = _object(text)
-    else:  # as before version 0.2
-        told = MessageToDict(value.struct_value)
+    # A structure is what the version before this one sent.
+    text = value.string_value
+    told = _object(text) if text else MessageToDict(value.struct_value)
     values: dict[str, str | bool | list[str]] = {}
     for name, item in told.items():
         if isinstance(item, list):

@@ -210,6 +210,7 @@ class Facts:
     user_agent: str = ""
     trace_id: str = ""
     """32 hex digits from a valid W3C `traceparent`."""
+    traceparent: str = ""
     stream_id: str = ""
     protocol: str = ""
     has_http: bool = False
@@ -229,6 +230,7 @@ def facts(document: Document) -> Facts:
     if http is None:
         http = _NOTHING
     headers = http.get("headers", _NOTHING)
+    traceparent = headers.get("traceparent", "")
     microseconds = time.get("seconds", 0) * 1_000_000 + time.get("nanos", 0) // 1000
     return Facts(
         time_us=min(max(microseconds, 0), _MAX_INT - 1),
@@ -240,7 +242,8 @@ def facts(document: Document) -> Facts:
         principal=source.get("principal", ""),
         request_id=headers.get("x-request-id", ""),
         user_agent=headers.get("user-agent", ""),
-        trace_id=trace_id_of(headers.get("traceparent", "")),
+        trace_id=trace_id_of(traceparent),
+        traceparent=traceparent,
         stream_id=http.get("id", ""),
         protocol=http.get("protocol", ""),
         has_http=has_http,

@@ -35,16 +35,17 @@ logger = structlog.get_logger()
 
 
 class Forwarder:
-    """Sends everything in `journal` to `receiver`, and trims what it has taken."""
+    """Sends everything in `journal` to the receiver that `connect` leads to, and trims what it has
+    taken."""
 
     def __init__(
-        self, journal: Journal, identity: Identity, privacy_key_id: str, receiver: str,
-        durable: asyncio.Event,
+        self, journal: Journal, identity: Identity, privacy_key_id: str,
+        connect: Callable[[], grpc.aio.Channel], durable: asyncio.Event,
     ) -> None:  # fmt: skip
         self._journal = journal
         self._identity = identity
         self._privacy_key_id = privacy_key_id
-        self._receiver = receiver
+        self._connect = connect
         self._durable = durable
         self._acked = journal.first - 1
         self._sent = self._acked
@@ -90,7 +91,7 @@ class Forwarder:
         return self.unacknowledged
 
     async def _stream(self) -> None:
-        async with grpc.aio.insecure_channel(self._receiver) as channel:
+        async with self._connect() as channel:
             write: Any = channel.stream_stream(
                 "/authz.v1.RecordStream/Write",
                 request_serializer=pb.FromWriter.SerializeToString,

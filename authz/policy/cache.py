@@ -67,9 +67,7 @@ class CachedEngine:
                 key: outcome for key in keys if (outcome := self._known.get(key, self)) is not self
             }
         missing = {
-            key: document
-            for key, document in zip(keys, documents, strict=True)
-            if key not in found
+            key: document for key, document in zip(keys, documents, strict=True) if key not in found
         }
         HITS.inc(len(documents) - len(missing))
         if missing:

@@ -26,6 +26,7 @@ from authz.policy.engine import Decisions, Document, Outcome, archived
 from authz.policy.limits import refusals, unknown_functions
 from authz.policy.verdict import UNDEFINED, PolicyError
 
+
 class EmbeddedEngine:
     """Decides by the policy in `path`, at the decision `query` (``envoy/authz/allow``)."""
 
@@ -90,9 +91,7 @@ class EmbeddedEngine:
         self.archive = archived(policy.modules, policy.data_digest)
         self.revision = hashlib.sha256(self.archive).hexdigest()
 
-    def _decide(
-        self, documents: Sequence[Document], until: float, outcomes: list[Outcome]
-    ) -> str:
+    def _decide(self, documents: Sequence[Document], until: float, outcomes: list[Outcome]) -> str:
         """Add to `outcomes`, while there is time; returns the revision that decided."""
         assert self._prepared is not None
         for document in documents:

@@ -179,9 +179,7 @@ class OpaEngine:
                 batches = await self._load_wrapper(ours)
         except (ConnectionsError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             why = error.args[-1] if isinstance(error, ConnectionsError) else type(error).__name__
-            raise UnavailableError(
-                f"OPA at {self._options.url} does not answer ({why})"
-            ) from None
+            raise UnavailableError(f"OPA at {self._options.url} does not answer ({why})") from None
         self._answered = answered
         if batches != self._batches:
             logger.info("decisions are asked", together=batches)
@@ -222,9 +220,10 @@ class _Line:
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, _CONNECT_MS)
         if socket is not None:
             curl.setopt(pycurl.UNIX_SOCKET_PATH, socket)
-        for option, file in (
-            (pycurl.CAINFO, options.ca), (pycurl.SSLCERT, options.cert), (pycurl.SSLKEY, options.key)
-        ):  # fmt: skip
+        files = {
+            pycurl.CAINFO: options.ca, pycurl.SSLCERT: options.cert, pycurl.SSLKEY: options.key
+        }  # fmt: skip
+        for option, file in files.items():
             if file is not None:
                 curl.setopt(option, str(file))
 

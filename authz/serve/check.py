@@ -31,6 +31,8 @@ from authz.envoy.check import (
     unsafe_path,
 )
 from authz.errors import UnavailableError
+from authz.identity.sources import Identities, RefusedError, shown
+from authz.identity.values import NOBODY, Identity
 from authz.journal.group import Ticket
 from authz.journal.segments import JournalError
 from authz.policy.engine import Decider, Document, Outcome
@@ -40,6 +42,7 @@ from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resource, Resources
 from authz.serve.core_server import Exchange
 from authz.serve.metrics import BATCHES, CHECKS, IN_FLIGHT, SECONDS, SHED, STAGES
+from authz.serve.tracing import CheckTracer
 
 METHOD = "/envoy.service.auth.v3.Authorization/Check"
 _MARGIN_SECONDS = 0.05  # our answer comes this long before Envoy stops waiting
@@ -72,6 +75,7 @@ class _Check:
     """When it must be answered, by `time.monotonic()`."""
     facts: Facts = _NO_FACTS
     resource: Resource = _NO_RESOURCE
+    identity: Identity = NOBODY
     document: Document | None = None
     """What the policy is asked; None when it needs not be."""
     verdict: Verdict | None = None
@@ -83,10 +87,12 @@ class CheckService:
     """``envoy.service.auth.v3.Authorization``. `handle` runs in several threads at once."""
 
     def __init__(
-        self, config: ExtAuthz, engine: Decider, keeper: Keeper, key: PrivacyKey,
-        resources: Resources,
+        self, config: ExtAuthz, identities: Identities, engine: Decider, keeper: Keeper,
+        key: PrivacyKey, resources: Resources, tracer: CheckTracer | None = None,
     ) -> None:  # fmt: skip
         self._config = config
+        self._identities = identities
+        self._tracer = tracer
         self._engine = engine
         self._keeper = keeper
         self._key = key
@@ -119,6 +125,8 @@ class CheckService:
             for check in checks:
                 self._internal_error(check, error)
         else:
+            if self._tracer:
+                self._trace(checks, begun, parsed, decided, kept)
             BATCHES.observe(len(checks))
             _PARSE.observe(parsed - begun)
             _DECIDE.observe(decided - parsed)
@@ -173,11 +181,17 @@ class CheckService:
                 check.verdict = denial(400, "unsafe_path")
                 return
             complete(document)
+            headers = document["attributes"].get("request", {}).get("http", {}).get("headers", {})
+            check.identity = identity = self._identities.read(known, headers)
+            if verified := shown(identity):
+                document["authz"] = verified
             check.document = document
         except DecodeError:
             check.verdict = denial(400, "bad_request")
         except BadRequestError as error:
             check.verdict = denial(400, "bad_request", str(error))
+        except RefusedError as error:
+            check.verdict = denial(error.status, error.reason)
 
     def _decide(self, checks: list[_Check]) -> None:
         """Input documents to verdicts."""
@@ -275,14 +289,32 @@ class CheckService:
         )
         self._count([check])
 
+    def _trace(self, checks: list[_Check], *ends: float) -> None:
+        """`ends` are those of the stages by `time.perf_counter()`, the first their beginning."""
+        assert self._tracer is not None
+        now_ns, now = time.time_ns(), time.perf_counter()
+        begun, *stages = [now_ns - int((now - end) * 1e9) for end in ends]
+        named = list(zip(("parse", "decide", "record"), stages, strict=True))
+        named.append(("answer", now_ns))
+        for check in checks:
+            if check.verdict is not None:
+                attributes: dict[str, str | bool] = {
+                    "authz.decision_id": check.decision_id,
+                    "authz.allowed": check.verdict.allowed,
+                    "authz.enforced": not self._config.dry_run,
+                    "authz.reason_code": check.verdict.reason_code,
+                    "authz.policy_revision": check.revision,
+                }
+                self._tracer.check(check.facts.traceparent, begun, named, attributes)
+
     def _count(self, checks: list[_Check]) -> None:
         now = time.monotonic()
         enforced = "false" if self._config.dry_run else "true"
         outcomes: Counter[tuple[str, str]] = Counter()
         for check in checks:
             SECONDS.observe(now - check.began)
-            assert check.verdict is not None
-            outcomes["allowed" if check.verdict.allowed else "denied", check.verdict.reason_code] += 1
+            if verdict := check.verdict:
+                outcomes["allowed" if verdict.allowed else "denied", verdict.reason_code] += 1
         for (outcome, reason_code), number in outcomes.items():
             CHECKS.labels(outcome, reason_code, enforced).inc(number)
 
@@ -290,7 +322,7 @@ class CheckService:
         verdict = verdict or check.verdict
         assert verdict is not None
         known, resource, audit = check.facts, check.resource, verdict.audit
-        claims = known.claims or {}
+        identity = check.identity
         kind, identifier = resource.type, resource.id
         if not kind:
             kind, _, identifier = audit.resource.partition("/")
@@ -304,10 +336,10 @@ class CheckService:
                 "kind": "decision",
                 "time": known.time_us or time.time_ns() // 1000,
                 "decision_id": check.decision_id,
-                "subject": audit.subject or _text_claim(claims, "sub"),
+                "subject": audit.subject or identity.subject,
                 "principal": known.principal,
-                "roles": list(audit.roles) or _roles_claim(claims),
-                "tenant": audit.tenant,
+                "roles": audit.roles or identity.roles,
+                "tenant": audit.tenant or identity.tenant,
                 "purpose": audit.purpose,
                 "reason": audit.reason or check.note,
                 "allowed": verdict.allowed,
@@ -349,15 +381,3 @@ def new_decision_id() -> str:
     random = os.urandom(10).hex()
     variant = "89ab"[int(random[3], 16) & 3]
     return f"{stamp[:8]}-{stamp[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:19]}"
-
-
-def _text_claim(claims: Mapping[str, object], name: str) -> str:
-    value = claims.get(name)
-    return value if isinstance(value, str) else ""
-
-
-def _roles_claim(claims: Mapping[str, object]) -> list[str]:
-    value = claims.get("roles")
-    if isinstance(value, str):
-        return [value]
-    return [role for role in value if isinstance(role, str)] if isinstance(value, list) else []

@@ -149,14 +149,15 @@ class CoreServer:
     """Serves one unary `method` by the batch, and `others` by their streams.
 
     `handle` gets the calls that came together, at most `most()`, and answers each; it runs in one
-    of at most `threads` threads. When all of them are busy, the one that waits for calls goes on
-    waiting and gives what comes to `shed`, which must answer at once.
+    of at most `threads` threads. When all of them are busy, or `limit` calls are under way, the one
+    that waits for calls goes on waiting and gives what comes to `shed`, which must answer at once.
     """
 
     def __init__(
         self, method: str, handle: Callable[[list[Exchange]], None],
         shed: Callable[[list[Exchange]], None], others: Mapping[str, Handler], *,
-        most: Callable[[], int], threads: int = 64, options: Sequence[tuple[str, int]] = (),
+        most: Callable[[], int], limit: int = 1024, threads: int = 64,
+        options: Sequence[tuple[str, int]] = (),
     ) -> None:  # fmt: skip
         self._method = method.encode()
         self._handle = handle
@@ -166,6 +167,7 @@ class CoreServer:
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(list(options), False)
         self._server.register_completion_queue(self._queue)
+        self._limit = limit
         self._most_threads = threads
         self._threads: list[threading.Thread] = []
         self._polling = threading.Lock()
@@ -184,7 +186,7 @@ class CoreServer:
             if credentials is None:
                 port = self._server.add_http2_port(address)
             else:
-                port = self._server.add_http2_port(address, credentials._credentials)  # noqa: SLF001
+                port = self._server.add_http2_port(address, credentials._credentials)  # type: ignore[attr-defined] # noqa: SLF001
         except RuntimeError:
             port = 0
         if not port:
@@ -227,7 +229,7 @@ class CoreServer:
                     continue
                 if not self._idle and len(self._threads) < self._most_threads:
                     self._add_thread()
-                if not self._idle:
+                if not self._idle or self._in_hand + len(calls) > self._limit:
                     self._shed(calls)
                     with self._count:
                         self._idle += 1

@@ -10,6 +10,7 @@ import structlog
 
 from authz.config import Config, ExtAuthz
 from authz.errors import AuthzError, UsageError
+from authz.identity.sources import Identities
 from authz.journal.chain import notice
 from authz.policy.cache import CachedEngine
 from authz.policy.embedded import EmbeddedEngine, close_standard_output
@@ -17,11 +18,12 @@ from authz.policy.engine import Engine
 from authz.policy.opa import OpaEngine, OpaOptions
 from authz.record.privacy import load_key
 from authz.record.resource import Resources
-from authz.serve import grpc_server
+from authz.serve import grpc_server, tls, tracing, workers
 from authz.serve.check import METHOD, CheckService
 from authz.serve.core_server import CoreServer
 from authz.serve.health import CoreHealth
 from authz.serve.metrics import DRY_RUN, JOURNAL_FILL, POLICY
+from authz.serve.reflection import handlers as reflection_handlers
 from authz.serve.writer import Writer, now_us
 
 _SERVICE = METHOD.split("/")[1]
@@ -33,46 +35,43 @@ _COLLECT_AFTER = 50_000  # objects
 logger = structlog.get_logger()
 
 
-async def serve(config: Config) -> None:
+async def serve(given: Config) -> None:
     """Run until SIGTERM. Raises `AuthzError` for what a user can mend."""
+    config = workers.of_worker(given, given.ext_authz.worker)
     options = config.ext_authz
     close_standard_output()
+    credentials = tls.of_server("ext_authz", options)
     engine = _engine(options)
     await engine.start()
+    identities = Identities(config.identity)
+    await identities.start()
     writer = Writer(config)
     key = load_key(config.privacy.key or config.data_dir / "privacy.key")
+    tracer = tracing.otlp(options.tracing) if options.tracing else None
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
-    service = CheckService(options, CachedEngine(engine), writer.committer, key, resources)
+    cached = CachedEngine(engine)
+    service = CheckService(options, identities, cached, writer.committer, key, resources, tracer)
     health = CoreHealth([_SERVICE])
     grpc_server.serve_metrics(options.metrics)
     DRY_RUN.set(int(options.dry_run))
-    server = CoreServer(
-        METHOD, service.handle, service.shed, health.handlers(),
-        most=lambda: engine.most, options=grpc_server.OPTIONS,
-    )  # fmt: skip
+    server = _server(options, service, health, engine)
     grpc_server.clear_socket(options.listen)
-    deadlines = threading.Thread(target=service.watch_deadlines, name="deadlines", daemon=True)
-    deadlines.start()
-    server.start(options.listen)
+    server.start(options.listen, credentials)
     writer.start()
     health.set(serving=True)
     loops: list[Callable[[], Awaitable[None]]] = [
+        identities.watch,
         lambda: _watch_policy(engine, writer),
         lambda: _watch_writer(writer, health),
         writer.sign_heads,
     ]
-    forwarder = writer.forwarder(options.receiver, key.id) if options.receiver else None
+    forwarder = writer.forwarder(options, key.id) if options.receiver else None
     if forwarder:
         loops.append(forwarder.run)
-    else:
-        logger.warning("no --receiver: decisions stay in the journal, and it only grows")
-    if options.dry_run:
-        logger.warning("DRY RUN: every request is allowed; decisions are recorded, not enforced")
-    logger.info("ext-authz is up", listen=options.listen, policy_revision=engine.revision)
-    # What lives as long as the process need not be looked through again; and a batch of Checks makes
-    # thousands of objects that are free without a collection.
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, 20, 20)
+        if options.worker == 0:
+            loops.append(lambda: _adopt(given, key.id))
+    _tell(options, engine)
+    _spare_collections()
     async with grpc_server.until_stopped() as stopped:
         running = grpc_server.Loops(*loops)
         try:
@@ -88,6 +87,55 @@ async def serve(config: Config) -> None:
             await running.cancel()
     await engine.close()
     writer.close()
+    if tracer:
+        tracer.close()
+
+
+def _server(
+    options: ExtAuthz, service: CheckService, health: CoreHealth, engine: Engine
+) -> CoreServer:
+    """The server of Checks, and the thread that sees to their deadlines."""
+    others = health.handlers()
+    if options.reflection:
+        others |= reflection_handlers([_SERVICE, "grpc.health.v1.Health"])
+    threading.Thread(target=service.watch_deadlines, name="deadlines", daemon=True).start()
+    return CoreServer(
+        METHOD, service.handle, service.shed, others, most=lambda: engine.most,
+        limit=options.max_concurrent, options=grpc_server.OPTIONS,
+    )  # fmt: skip
+
+
+def _tell(options: ExtAuthz, engine: Engine) -> None:
+    if not options.receiver:
+        logger.warning("no --receiver: decisions stay in the journal, and it only grows")
+    if options.dry_run:
+        logger.warning("DRY RUN: every request is allowed; decisions are recorded, not enforced")
+    logger.info("ext-authz is up", listen=options.listen, policy_revision=engine.revision)
+
+
+def _spare_collections() -> None:
+    """What lives as long as the process need not be looked through again; and a batch of Checks
+    makes thousands of objects that are free without a collection."""
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, 20, 20)
+
+
+async def _adopt(config: Config, privacy_key_id: str) -> None:
+    """Send what is in the journals of workers that are no more, then leave them be."""
+    for number in workers.left_over(config):
+        writer = Writer(workers.of_worker(config, number))
+        if writer.journal.next > 1:
+            logger.info("a worker's journal is adopted", worker=number)
+            writer.sign_head()
+            writer.committer.drain()
+            forwarder = writer.forwarder(config.ext_authz, privacy_key_id)
+            running = asyncio.create_task(forwarder.run())
+            while await forwarder.drain(_DRAIN_SECONDS):
+                logger.warning("a worker's journal is not sent yet", worker=number)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        writer.close()
+    await asyncio.Event().wait()
 
 
 def _engine(options: ExtAuthz) -> Engine:
@@ -97,7 +145,10 @@ def _engine(options: ExtAuthz) -> Engine:
             " OPA server (http://127.0.0.1:8181, unix:///run/opa.sock)"
         )
     if options.policy.startswith(("http://", "https://", "unix://")):
-        return OpaEngine(OpaOptions(options.policy, options.opa_token), options.decision)
+        opa = OpaOptions(
+            options.policy, options.opa_token, options.opa_ca, options.opa_cert, options.opa_key
+        )
+        return OpaEngine(opa, options.decision)
     return EmbeddedEngine(Path(options.policy), options.decision)
 
 

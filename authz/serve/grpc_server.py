@@ -57,15 +57,19 @@ class Health:
 
 
 async def start(
-    listen: str, handlers: Sequence["grpc.GenericRpcHandler[Any, Any]"], health_service: Health
-) -> grpc.aio.Server:
+    listen: str, handlers: Sequence["grpc.GenericRpcHandler[Any, Any]"], health_service: Health,
+    credentials: grpc.ServerCredentials | None,
+) -> grpc.aio.Server:  # fmt: skip
     """A started server on `listen` (``host:port`` or ``unix:///path``). Raises `UsageError`."""
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers(handlers)
     health_service.add_to(server)
     clear_socket(listen)
     try:
-        server.add_insecure_port(listen)
+        if credentials is None:
+            server.add_insecure_port(listen)
+        else:
+            server.add_secure_port(listen, credentials)
     except RuntimeError:
         raise UsageError(
             f"--listen {listen}: cannot be listened on (in use, or not this host's); choose another"

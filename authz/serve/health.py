@@ -62,7 +62,9 @@ class CoreHealth:
     def _answer(self, service: str) -> bytes:
         status = HealthCheckResponse.SERVICE_UNKNOWN
         if service in self._services:
-            status = HealthCheckResponse.SERVING if self.serving else HealthCheckResponse.NOT_SERVING
+            status = (
+                HealthCheckResponse.SERVING if self.serving else HealthCheckResponse.NOT_SERVING
+            )
         answer: bytes = HealthCheckResponse(status=status).SerializeToString()
         return answer
 

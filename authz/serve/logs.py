@@ -4,12 +4,19 @@ import logging
 import sys
 
 import structlog
+from structlog.typing import EventDict
 
 
-def configure() -> None:
-    """Send our log lines, and the libraries' warnings, to standard error as JSON."""
+def configure(*, dry_run: bool = False) -> None:
+    """Send our log lines, and the libraries' warnings, to standard error as JSON. Under `dry_run`
+    each line says so."""
+
+    def mark(_logger: object, _method: str, event: EventDict) -> EventDict:
+        return {"dry_run": True, **event} if dry_run else event
+
     structlog.configure(
         processors=[
+            mark,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             structlog.processors.ExceptionRenderer(),

@@ -23,7 +23,7 @@ from authz.receiver.sequence import Batch, Log
 from authz.record import SCHEMA_VERSION, Record
 from authz.record.privacy import PrivacyKey, load_key
 from authz.record.resource import Resources
-from authz.serve import grpc_server
+from authz.serve import grpc_server, tls
 from authz.store import migrations
 from authz.store.client import QUERY_ERRORS, connect, explain, name_of
 from authz.store.writer import StoreWriter
@@ -39,6 +39,7 @@ async def serve(config: Config) -> None:
     """Run until SIGTERM. Raises `AuthzError` for what a user can mend."""
     if config.store is None:
         raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    credentials = tls.of_server("receiver", config.receiver)
     directory = config.data_dir
     client = connect(config.store)
     if not (directory / "state.json").exists():
@@ -64,7 +65,7 @@ async def serve(config: Config) -> None:
     intake = Intake(log, committer, resources, key)
     health = grpc_server.Health(_SERVICES)
     grpc_server.serve_metrics(config.receiver.metrics)
-    server = await grpc_server.start(config.receiver.listen, intake.handlers(), health)
+    server = await grpc_server.start(config.receiver.listen, intake.handlers(), health, credentials)
     await _tell_start(committer, log, journal)
     await health.set(True)
     logger.info(

@@ -1,7 +1,9 @@
 """Certificates of our gRPC servers, read again when their files change."""
 
+import ipaddress
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 import structlog
@@ -9,6 +11,49 @@ import structlog
 from authz.errors import UsageError
 
 logger = structlog.get_logger()
+
+
+def of_server(section: str, options: "Listening") -> grpc.ServerCredentials | None:
+    """The credentials that `options` ask for; None for plain text. Raises `UsageError`, also for
+    plain text that other hosts can reach."""
+    files = (options.tls_cert, options.tls_key, options.tls_client_ca)
+    if options.tls_cert and options.tls_key:
+        return ServerTls(section, options.tls_cert, options.tls_key, files[2]).credentials()
+    if any(files):
+        raise UsageError(f"{section}.tls_cert and {section}.tls_key are needed together")
+    if not options.plaintext and not _is_local(options.listen):
+        raise UsageError(
+            f"--listen {options.listen}: other hosts can reach it, and there is no TLS; give"
+            f" {section}.tls_cert and tls_key, or listen on 127.0.0.1, or set"
+            f" {section}.plaintext: true where the network is private"
+        )
+    return None
+
+
+class Listening(Protocol):
+    """A server's part of the configuration."""
+
+    @property
+    def listen(self) -> str: ...
+    @property
+    def tls_cert(self) -> Path | None: ...
+    @property
+    def tls_key(self) -> Path | None: ...
+    @property
+    def tls_client_ca(self) -> Path | None: ...
+    @property
+    def plaintext(self) -> bool: ...
+
+
+def _is_local(listen: str) -> bool:
+    """Whether only this host reaches it."""
+    if listen.startswith("unix://"):
+        return True
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class ServerTls:
@@ -25,7 +70,9 @@ class ServerTls:
         """Raises `UsageError` for files that cannot be used."""
         self._seen = self._look()
         return grpc.dynamic_ssl_server_credentials(
-            self._read(), self._changed, require_client_authentication=len(self._files) == 3
+            self._read(),
+            self._changed,  # type: ignore[arg-type] # None is for no change
+            require_client_authentication=len(self._files) == 3,
         )
 
     def _look(self) -> tuple[int, ...]:

@@ -7,13 +7,14 @@ from importlib.metadata import version
 
 import structlog
 
-from authz.config import Config
+from authz.config import Config, ExtAuthz
 from authz.errors import UsageError
 from authz.journal.chain import Chain, load_identity, notice
 from authz.journal.forward import Forwarder
 from authz.journal.group import GroupCommit
 from authz.journal.segments import Journal, JournalError
 from authz.record import Record
+from authz.serve import tls
 
 _BELL_SECONDS = 0.02  # records that are durable wait this long for others before they are sent
 
@@ -52,10 +53,18 @@ class Writer:
             # The key was announced at the first start. A full journal empties once this is up.
             logger.error("this start is not on record", error=str(error))
 
-    def forwarder(self, receiver: str, privacy_key_id: str) -> Forwarder:
+    def forwarder(self, options: ExtAuthz, privacy_key_id: str) -> Forwarder:
+        """What sends the journal to the receiver of `options`. Raises `UsageError`."""
+        assert options.receiver is not None
         durable = asyncio.Event()
         self.committer.on_durable = _bell(durable)
-        return Forwarder(self.journal, self._identity, privacy_key_id, receiver, durable)
+        connect = tls.channel(
+            options.receiver,
+            ca=options.receiver_ca,
+            cert=options.receiver_cert,
+            key=options.receiver_key,
+        )
+        return Forwarder(self.journal, self._identity, privacy_key_id, connect, durable)
 
     def close(self) -> None:
         self.committer.close()

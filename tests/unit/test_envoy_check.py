@@ -554,7 +554,10 @@ def test_facts_of_an_empty_request():
 
 def test_facts_query_is_kept():
     """The path is raw, with its query: what to drop of it is the record's decision."""
-    assert facts(told(vector("query"))).path == REQUESTS["query"]["attributes"]["request"]["http"]["path"]
+    assert (
+        facts(told(vector("query"))).path
+        == REQUESTS["query"]["attributes"]["request"]["http"]["path"]
+    )
 
 
 @pytest.mark.parametrize("seconds", [-5, 2**62, -(2**62)])

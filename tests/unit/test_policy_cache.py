@@ -177,9 +177,8 @@ def test_many_threads():
         for _ in range(300):
             requests = [document(random) for _ in range(4)]
             known = int(engine.revision)
-            for outcome in cached.decide(requests, 0).outcomes:
-                if isinstance(outcome, list) and int(outcome[0]) < known:
-                    wrong.append(outcome)
+            outcomes = cached.decide(requests, 0).outcomes
+            wrong.extend(one for one in outcomes if isinstance(one, list) and int(one[0]) < known)
 
     with ThreadPoolExecutor(6) as threads:
         running = [threads.submit(work, seed) for seed in range(5)]

@@ -271,7 +271,9 @@ def test_file_gone_for_a_while(policy):
 def test_slow_policy(policy):
     """What is not decided in time is no decision, for who asked and for who waits behind; what was
     decided before it stands."""
-    slow = "count([1 | some i in numbers.range(1, 400); some j in numbers.range(1, 400); i * j == 7])"
+    slow = (
+        "count([1 | some i in numbers.range(1, 400); some j in numbers.range(1, 400); i * j == 7])"
+    )
     path = policy(HEAD + f"allow := 1 if input.quick\nallow := {slow} if not input.quick\n")
 
     async def run():

@@ -12,7 +12,6 @@ from random import Random
 
 import aiohttp
 import pytest
-
 from certificates import Certificates
 
 from authz.demo.stack import free_port
