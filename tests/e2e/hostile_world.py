@@ -87,7 +87,8 @@ PATH_HEADERS = {"x-original-url", "x-rewrite-url", "x-envoy-original-path"}
 METHOD_HEADERS = {"x-http-method", "x-http-method-override", "x-method-override"}
 PERSON_HEADERS = {
     "remote-user", "x-audit-subject", "x-auth-request-user", "x-authenticated-user",
-    "x-jwt-payload", "x-authz-subject", "x-forwarded-email", "x-forwarded-groups", "x-forwarded-preferred-username",
+    "x-jwt-payload", "x-authz-subject", "x-forwarded-email", "x-forwarded-groups",
+    "x-forwarded-preferred-username",
     "x-forwarded-user", "x-principal", "x-remote-user", "x-role", "x-roles", "x-subject",
     "x-tenant", "x-user", "x-user-id", "x-userinfo", "x-username", "x-forwarded-client-cert",
 }  # fmt: skip

@@ -44,9 +44,14 @@ def filled(text: str, values: Mapping[str, str]) -> bytes:
     return text.encode("latin-1")
 
 
-async def send_http1(address: str, parts: Sequence[bytes], patience: float) -> Heard:
-    """Write `parts`, a moment apart, and listen until the connection ends or nothing more comes."""
-    reader, writer = await _connected(address)
+async def send_http1(
+    address: str, parts: Sequence[bytes], patience: float, source: str = ""
+) -> Heard:
+    """Write `parts`, a moment apart, and listen until the connection ends or nothing more comes.
+
+    `source` is the address to send from.
+    """
+    reader, writer = await _connected(address, source)
     answer = b""
     try:
         for number, part in enumerate(parts):
@@ -71,14 +76,18 @@ def _status(head: bytes) -> int:
 
 
 async def send_http2(
-    address: str, frames: Sequence[Mapping[str, Any]], values: Mapping[str, str], patience: float
+    address: str,
+    frames: Sequence[Mapping[str, Any]],
+    values: Mapping[str, str],
+    patience: float,
+    source: str = "",
 ) -> Heard:
     """Write the frames, without a look at whether they are any good, and listen.
 
     A frame is `{headers: [[name, value], ...]}` or `{data: text}`, each with `stream` (1) and `end`
     (true), `{bytes: text}` as it stands, or `{pause: seconds}`. `bytes` begins with the length.
     """
-    reader, writer = await _connected(address)
+    reader, writer = await _connected(address, source)
     sent = [_PREFACE, SettingsFrame(0).serialize()]
     encoder = Encoder()
     heard = Heard()
@@ -143,9 +152,12 @@ async def _listen(
                 waiting.discard(frame.stream_id)
 
 
-async def _connected(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connected(
+    address: str, source: str = ""
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     host, _, port = address.rpartition(":")
-    return await asyncio.open_connection(host, int(port))
+    local = (source, 0) if source else None
+    return await asyncio.open_connection(host, int(port), local_addr=local)
 
 
 async def _rest(reader: asyncio.StreamReader, patience: float) -> bytes:
