@@ -43,10 +43,16 @@ def test_what_is_no_address(told):
     assert client_address("192.0.2.1", {HEADER: told}, trust_envoy=True) == "192.0.2.1"
 
 
-@given(st.text(max_size=20) | st.ip_addresses().map(str), st.booleans(), st.dictionaries(
-    st.sampled_from(["x-forwarded-for", "x-real-ip", "forwarded", "true-client-ip"]), st.text()))  # fmt: skip
+OTHERS = st.sampled_from(["x-forwarded-for", "x-real-ip", "forwarded", "true-client-ip"])
+
+
+@given(
+    st.text(max_size=20) | st.ip_addresses().map(str),
+    st.booleans(),
+    st.dictionaries(OTHERS, st.text()),
+)
 def test_any_header(told, trust, others):
-    """Whatever the headers say, the answer is the peer or an address, and no other header counts."""
+    """Whatever the headers say, the answer is the peer or an address; no other header counts."""
     found = client_address("peer", {**others, HEADER: told}, trust_envoy=trust)
     assert found == client_address("peer", {HEADER: told}, trust_envoy=trust)
     assert found == "peer" or (trust and found == told and ipaddress.ip_address(found))
