@@ -40,11 +40,13 @@ _JWT_AUTHN: Final = "envoy.filters.http.jwt_authn"
 _REGISTERED_CLAIMS: Final = frozenset({"iss", "sub", "aud", "exp"})
 
 _UNSAFE: Final = re.compile(
-    r"//|[\\;#\x00-\x1f\x7f-\x9f]|(?:\A|/)\.\.?(?:/|\Z)"
-    r"|%(?:2[ef]|5c|3b|[01][0-9a-f]|7f|25[0-9a-f]{2}|(?![0-9a-f]{2}))",
+    r"\A(?!/|\*\Z|\Z)|//|[\\;#!\x00-\x1f\x7f-\x9f]|(?:\A|/)\.\.?(?:/|\Z)"
+    r"|%(?:2[3ef]|5c|3[bf]|[01][0-9a-f]|7f|(?![0-9a-f]{2}))",
     re.IGNORECASE,
 )
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_UNSAFE_UNESCAPED: Final = re.compile(
+    r"[\x00-\x1f\x7f-\x9f]|%(?:[0-9a-f]{2}|u[0-9a-f]{4})", re.IGNORECASE
+)
 
 _Convert: TypeAlias = Callable[[Any], object]
 
@@ -176,11 +178,13 @@ def unsafe_path(path: str) -> bool:
     r"""Whether a path that went through Envoy's normalisation can still mean another one upstream.
 
     `path` is as in the request, with its query. True for dot segments, `//`, `\`, `;`, control
-    characters, also escaped; an escaped `/` or `.`; `#` anywhere; an escape inside an escape; and
-    escapes that are none or whose bytes are no shortest-form UTF-8.
+    characters, also escaped; an escaped `/`, `.`, `?` or `#`; `#` anywhere; what unescaping turns
+    into an escape; escapes that are none or whose bytes are no shortest-form UTF-8; and a path that
+    begins with no `/`, other than `*`. Also for `!`, which Envoy writes for each byte that is no
+    UTF-8 while the service gets the byte; who means it can write %21.
     """
-    raw, _, query = path.partition("?")
-    if _UNSAFE.search(raw) or "#" in query:
+    raw, question, query = path.partition("?")
+    if _UNSAFE.search(raw) or "#" in query or (question and not raw):
         return True
     if "%" not in raw:
         return False
@@ -188,7 +192,7 @@ def unsafe_path(path: str) -> bool:
         unescaped = unquote(raw, errors="strict")
     except UnicodeDecodeError:
         return True
-    return _CONTROL.search(unescaped) is not None
+    return _UNSAFE_UNESCAPED.search(unescaped) is not None
 
 
 @dataclass(frozen=True, slots=True)
