@@ -14,6 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
 
+from authz.envoy.client_address import client_address
 from authz.envoy.parsing import BadRequestError, parse_body, parse_path, trace_id_of
 
 __all__ = [
@@ -222,8 +223,9 @@ class Facts:
     """`verified_claims`, or None if there are none."""
 
 
-def facts(document: Document) -> Facts:
-    """The plain values a record takes from what Envoy `told`."""
+def facts(document: Document, *, trust_envoy: bool = False) -> Facts:
+    """The plain values a record takes from what Envoy `told`; for `trust_envoy` see
+    `client_address`."""
     attributes = document.get("attributes", _NOTHING)
     source = attributes.get("source", _NOTHING)
     peer = source.get("address", _NOTHING).get("socketAddress", _NOTHING)
@@ -241,7 +243,7 @@ def facts(document: Document) -> Facts:
         method=http.get("method", ""),
         host=http.get("host", ""),
         path=http.get("path", ""),
-        source_ip=peer.get("address", ""),
+        source_ip=client_address(peer.get("address", ""), headers, trust_envoy=trust_envoy),
         source_port=peer.get("portValue", 0),
         principal=source.get("principal", ""),
         request_id=headers.get("x-request-id", ""),

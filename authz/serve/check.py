@@ -30,6 +30,7 @@ from authz.envoy.check import (
     told,
     unsafe_path,
 )
+from authz.envoy.parsing import ambiguous_credentials
 from authz.errors import UnavailableError
 from authz.identity.sources import Identities, RefusedError, shown
 from authz.identity.values import NOBODY, Identity
@@ -97,6 +98,7 @@ class CheckService:
         self._keeper = keeper
         self._key = key
         self._resources = resources
+        self._trust_envoy = config.client_address == "envoy"
         self._deny_unsafe = config.unsafe_paths == "deny"
         self._budget = config.timeout_ms / 1000 - _MARGIN_SECONDS
         # Checks without an answer. Whoever takes one out answers it, and nobody else does.
@@ -172,16 +174,21 @@ class CheckService:
                 check.verdict = denial(413, "bad_request")
                 return
             document = told(CheckRequest.FromString(request))
-            check.facts = known = facts(document)
+            check.facts = known = facts(document, trust_envoy=self._trust_envoy)
+            headers = document.get("attributes", {}).get("request", {}).get("http", {})
+            headers = headers.get("headers", {})
             if not known.has_http and not self._config.tcp:
                 check.verdict = denial(400, "bad_request")
+                return
+            if ambiguous_credentials(headers.get("authorization", "")):
+                check.verdict = denial(400, "bad_request")
+                check.note = "more than one set of credentials"
                 return
             check.resource = self._resources.read(known.method, known.path)
             if self._deny_unsafe and unsafe_path(known.path):
                 check.verdict = denial(400, "unsafe_path")
                 return
             complete(document)
-            headers = document["attributes"].get("request", {}).get("http", {}).get("headers", {})
             check.identity = identity = self._identities.read(known, headers)
             if verified := shown(identity):
                 document["authz"] = verified

@@ -298,7 +298,7 @@ def receiver(tmp_path, database) -> Iterator[str]:
                    "--data-dir", str(tmp_path / "receiver")]  # fmt: skip
         process = subprocess.Popen(
             command, env={**where.environment, "AUTHZ_STORE": database},
-            stderr=(tmp_path / "receiver.log").open("wb"),
+            stderr=subprocess.DEVNULL,
         )  # fmt: skip
         assert until(lambda: listens(port), 30)
         yield f"127.0.0.1:{port}"

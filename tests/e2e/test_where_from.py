@@ -9,14 +9,12 @@ import pytest
 from live import Tuned, account, edited
 from wire import filled, send_http1, send_http2
 
-from authz.config import ExtAuthz
 from authz.demo.people import PEOPLE
 from authz.demo.stack import HOST, Part, envoy_program, free_port, running
 from authz.store.client import connect
 
 CLIENT = "127.0.0.2"  # Envoy appends another address of this host to x-forwarded-for for 127.0.0.1
 PROXY = HOST
-WIRED = "client_address" in ExtAuthz.model_fields
 
 FRONT = """
 static_resources:
@@ -91,7 +89,7 @@ class Site:
 
 
 def opened(directory, hops: int) -> Iterator[Site]:
-    settings = {"AUTHZ_EXT_AUTHZ__CLIENT_ADDRESS": "envoy"} if WIRED else {}
+    settings = {"AUTHZ_EXT_AUTHZ__CLIENT_ADDRESS": "envoy"}
     bootstrap = edited(("xff_num_trusted_hops: 0", f"xff_num_trusted_hops: {hops}"))
     stack = Tuned(directory, bootstrap=bootstrap, ext_authz=settings, timeout_ms=2000)
     with running(stack, lambda _: None):
@@ -177,7 +175,6 @@ def test_behind_a_proxy(behind):
     assert behind.addresses("access") == everywhere(behind, CLIENT)
 
 
-@pytest.mark.xfail(not WIRED, reason="ext_authz.client_address is not wired yet", strict=True)
 def test_decision_behind_a_proxy(behind):
     """Behind a proxy, the decision names the same address as the access."""
     assert behind.addresses("decision") == everywhere(behind, CLIENT)
