@@ -10,13 +10,19 @@ from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
 from google.protobuf.message import DecodeError
 
 from authz.envoy.access_log import http_access, identifier, tcp_access
-from authz.journal.chain import ChainError, chain_hash, check_link
+from authz.journal.chain import (
+    ChainError,
+    Entry,
+    chain_hash,
+    check_attachment,
+    check_link,
+    split,
+)
 from authz.journal.commit import Committer
 from authz.journal.segments import JournalError
 from authz.receiver.access import access_record
 from authz.receiver.metrics import ENTRIES, LOST_MESSAGES, RECORDS, STREAMS
 from authz.receiver.sequence import Log, Place
-from authz.record import Record
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
 from authz.v1 import stream_pb2 as pb
@@ -31,7 +37,7 @@ class Intake:
     that is the backpressure."""
 
     def __init__(
-        self, log: Log, committer: Committer[list[Record]], resources: Resources,
+        self, log: Log, committer: Committer[list[Entry]], resources: Resources,
         key: PrivacyKey | None,
     ) -> None:  # fmt: skip
         self._log = log
@@ -80,15 +86,15 @@ class Intake:
                 await asyncio.shield(keeping)
         return b""  # an empty StreamAccessLogsResponse
 
-    def _accesses(self, message: StreamAccessLogsMessage, node: str) -> list[Record]:
+    def _accesses(self, message: StreamAccessLogsMessage, node: str) -> list[Entry]:
         entries = [http_access(entry) for entry in message.http_logs.log_entry]
         entries += [tcp_access(entry) for entry in message.tcp_logs.log_entry]
         ends = [entry for entry in entries if entry.get("end_of_stream")]
         ENTRIES.labels("end").inc(len(ends))
         ENTRIES.labels("intermediate").inc(len(entries) - len(ends))
-        return [access_record(entry, node, self._resources, self._key) for entry in ends]
+        return [(access_record(entry, node, self._resources, self._key), b"") for entry in ends]
 
-    async def _keep(self, group: list[Record]) -> None:
+    async def _keep(self, group: list[Entry]) -> None:
         """Get `group` onto the disk, however long that takes: Envoy will not send it again."""
         while group:
             try:
@@ -136,7 +142,7 @@ class Intake:
             return "the first message must be a Hello with the writer's id and Ed25519 key"
         if hello.origin and hello.origin != self._log.origin:
             return f"{hello.writer} is bound to {hello.origin}, this is {self._log.origin}"
-        if not self._log.pin_privacy_key(hello.privacy_key_id):
+        if hello.privacy_key_id and not self._log.pin_privacy_key(hello.privacy_key_id):
             return (
                 f"privacy key {hello.privacy_key_id} is not this deployment's"
                 f" ({self._log.privacy_key_id}); give every part the same --privacy-key"
@@ -145,14 +151,17 @@ class Intake:
 
     async def _take(self, writer: str, place: Place, batch: pb.Batch) -> Place:
         """Append what of `batch` is new; returns the writer's place once that is on disk."""
-        group = []
+        group: list[Entry] = []
         for seq, payload in enumerate(batch.records, batch.first_seq):
             if seq <= place.seq:
                 continue  # sent again after a cut: it is in the log already
             if seq != place.seq + 1:
                 raise ChainError(f"{writer}: record {place.seq + 1} is missing before {seq}")
-            group.append(check_link(payload, writer, seq, place.head))
-            place = Place(seq, chain_hash(payload))
+            form, attachment = split(payload)
+            record = check_link(form, writer, seq, place.head)
+            check_attachment(record, attachment)
+            group.append((record, attachment))
+            place = Place(seq, chain_hash(form))
         if group:
             durable = self._committer.submit(group)
             try:

@@ -28,6 +28,7 @@ from authz.envoy.check import (
     unsafe_path,
 )
 from authz.errors import UnavailableError
+from authz.journal.chain import Entry
 from authz.journal.segments import JournalError
 from authz.policy.verdict import PolicyError, Verdict, denial, read_verdict
 from authz.record import DECIDED, Record, clean
@@ -54,8 +55,8 @@ class Engine(Protocol):
 class Keeper(Protocol):
     """Makes records durable."""
 
-    def submit(self, item: Record) -> "asyncio.Future[None]": ...
-    def submit_unawaited(self, item: Record) -> None: ...
+    def submit(self, item: Entry) -> "asyncio.Future[None]": ...
+    def submit_unawaited(self, item: Entry) -> None: ...
 
 
 _NO_FACTS = Facts()
@@ -126,7 +127,7 @@ class CheckService:
             await self._keep(record, until)
         except asyncio.CancelledError:
             # Nobody gets this answer. If a record is on its way already, this one comes after it.
-            self._keeper.submit_unawaited(self._record(check, denial(503, "client_gone")))
+            self._keeper.submit_unawaited((self._record(check, denial(503, "client_gone")), b""))
             raise
         except TimeoutError:
             # The record on its way may say allowed. This one, of the same decision, comes after it.
@@ -168,14 +169,14 @@ class CheckService:
 
     async def _keep(self, record: Record, until: float) -> None:
         """Returns once `record` is on disk."""
-        durable = self._keeper.submit(dict(record))
+        durable = self._keeper.submit((dict(record), b""))
         async with asyncio.timeout_at(until):
             await durable
 
     def _refuse(self, check: _Check, verdict: Verdict) -> tuple[Verdict, dict[str, object]]:
         """Deny for a reason of our own, recorded as soon as that is possible, without waiting."""
         record = self._record(check, verdict)
-        self._keeper.submit_unawaited(dict(record))
+        self._keeper.submit_unawaited((dict(record), b""))
         return verdict, _metadata(record)
 
     def _internal_error(self, check: _Check, error: Exception) -> tuple[Verdict, bytes]:
@@ -195,7 +196,7 @@ class CheckService:
             "reason_code": verdict.reason_code,
             "status": verdict.http_status,
         }
-        self._keeper.submit_unawaited(record)
+        self._keeper.submit_unawaited((record, b""))
         return verdict, answer(verdict, {"decision_id": check.decision_id})
 
     def _enforced(self, verdict: Verdict) -> Verdict:

@@ -11,14 +11,13 @@ import structlog
 
 from authz.config import Config, ExtAuthz
 from authz.errors import UsageError
-from authz.journal.chain import Chain, load_identity, notice
+from authz.journal.chain import Chain, Entry, load_identity, notice, policy_notice
 from authz.journal.commit import Committer
 from authz.journal.forward import Forwarder
 from authz.journal.segments import Journal, JournalError
 from authz.policy.cache import CachedEngine
 from authz.policy.embedded import EmbeddedEngine, close_standard_output
 from authz.policy.opa import OpaEngine, OpaOptions
-from authz.record import Record
 from authz.record.privacy import load_key
 from authz.record.resource import Resources
 from authz.serve import grpc_server
@@ -105,7 +104,7 @@ class _Writer:
                 f"--data-dir {directory}: {error.strerror}; choose a directory this user may write"
             ) from None
         self._chain = Chain(self._identity.writer, self.journal)
-        self.committer: Committer[Record] = Committer(self.journal, self._chain)
+        self.committer: Committer[Entry] = Committer(self.journal, self._chain)
         self._engine = engine
         self._head_seconds = config.ext_authz.head_seconds
         self._signed = 0
@@ -115,7 +114,8 @@ class _Writer:
     async def start(self) -> None:
         """Announce the key that signs this writer's heads."""
         try:
-            await self.committer.submit(self._identity.start_notice(_now_us(), version("authz")))
+            started = self._identity.start_notice(_now_us(), version("authz"))
+            await self.committer.submit((started, b""))
         except JournalError as error:
             if self.journal.next == 1:
                 raise UsageError(f"the journal cannot begin: {error}") from None
@@ -141,7 +141,8 @@ class _Writer:
         seq, head = self._chain.place
         if seq > self._signed:
             self._signed = seq + 1  # the notice itself does not count as a move
-            self.committer.submit_unawaited(self._identity.head_notice(_now_us(), seq, head))
+            vouched = self._identity.head_notice(_now_us(), seq, head)
+            self.committer.submit_unawaited((vouched, b""))
 
     async def watch(self, health: grpc_server.Health) -> None:
         """Keep health and metrics true, and record each policy revision that comes into force."""
@@ -150,8 +151,7 @@ class _Writer:
                 self._revision = self._engine.revision
                 POLICY.clear()
                 POLICY.labels(self._revision).set(1)
-                details = {"revision": self._revision}
-                self.committer.submit_unawaited(notice("policy_loaded", _now_us(), details))
+                self.committer.submit_unawaited(policy_notice(_now_us(), self._revision))
             JOURNAL_FILL.set(self.journal.fill)
             await health.set(not self.committer.failing)
             await self._tell_lost()
@@ -163,7 +163,9 @@ class _Writer:
         if lost := self.committer.lost - self._told_lost:
             details = {"records": lost}
             with contextlib.suppress(JournalError):
-                await self.committer.submit(notice("journal_unavailable", _now_us(), details))
+                await self.committer.submit(
+                    (notice("journal_unavailable", _now_us(), details), b"")
+                )
                 self._told_lost += lost
 
 
