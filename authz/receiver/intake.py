@@ -1,7 +1,9 @@
 """What comes in: access log entries from Envoys, and writers' acknowledged streams."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -9,6 +11,7 @@ import structlog
 from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
 from google.protobuf.message import DecodeError
 
+from authz.blocks import fault, is_blocking
 from authz.envoy.access_log import http_access, identifier, tcp_access
 from authz.journal.chain import (
     ChainError,
@@ -21,7 +24,7 @@ from authz.journal.chain import (
 from authz.journal.commit import Committer
 from authz.journal.segments import JournalError
 from authz.receiver.access import access_record
-from authz.receiver.metrics import ENTRIES, LOST_MESSAGES, RECORDS, STREAMS
+from authz.receiver.metrics import BLOCKS, ENTRIES, LOST_MESSAGES, RECORDS, STREAMS
 from authz.receiver.sequence import Log, Place
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
@@ -46,6 +49,9 @@ class Intake:
         self._key = key
         self._writers: dict[str, asyncio.Lock] = {}
         self._keeping: set[asyncio.Task[None]] = set()
+        self._blocks = log.blocks  # as the streams were told last
+        self._telling: set[asyncio.Event] = set()
+        BLOCKS.set(len(log.blocks.blocks))
 
     async def settle(self) -> None:
         """Wait until everything read from a stream is on disk."""
@@ -112,7 +118,8 @@ class Intake:
         context: "grpc.aio.ServicerContext[pb.FromWriter, pb.FromReceiver]",
     ) -> AsyncIterator[pb.FromReceiver]:
         """RecordStream.Write: see protos/authz/v1/stream.proto."""
-        hello = (await anext(aiter(messages), pb.FromWriter())).hello
+        messages = aiter(messages)
+        hello = (await anext(messages, pb.FromWriter())).hello
         if refusal := self._refusal(hello):
             logger.error("writer refused", writer=hello.writer, reason=refusal)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
@@ -124,18 +131,42 @@ class Intake:
                 reason += f" {hello.first_seq}: records between are lost"
                 logger.error("writer refused", writer=hello.writer, reason=reason)
                 await context.abort(grpc.StatusCode.DATA_LOSS, reason)
-            with STREAMS.labels("writer").track_inprogress():
+            with STREAMS.labels("writer").track_inprogress(), self._told() as changed:
                 welcome = pb.Welcome(origin=self._log.origin, taken_seq=place.seq)
                 yield pb.FromReceiver(welcome=welcome)
-                async for message in messages:
-                    try:
-                        place = await self._take(hello.writer, place, message.batch)
-                    except ChainError as error:
-                        logger.error("writer's chain is broken", error=str(error))
-                        await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
-                    except JournalError as error:
-                        await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-                    yield pb.FromReceiver(ack=pb.Ack(seq=place.seq))
+                async with contextlib.aclosing(_incoming(messages, changed)) as incoming:
+                    async for message in incoming:
+                        if message is None:
+                            now_us = time.time_ns() // 1000
+                            yield pb.FromReceiver(blocks=self._log.blocks.message(now_us))
+                            continue
+                        try:
+                            place = await self._take(hello.writer, place, message.batch)
+                        except ChainError as error:
+                            logger.error("writer's chain is broken", error=str(error))
+                            await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
+                        except JournalError as error:
+                            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+                        yield pb.FromReceiver(ack=pb.Ack(seq=place.seq))
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[asyncio.Event]:
+        """An event that is set now, and whenever the blocks have changed."""
+        changed = asyncio.Event()
+        changed.set()
+        self._telling.add(changed)
+        try:
+            yield changed
+        finally:
+            self._telling.discard(changed)
+
+    def _tell(self, _: object) -> None:
+        """Something is durable: if it changed the blocks, they are in force, and all are told."""
+        if self._log.blocks is not self._blocks:
+            self._blocks = self._log.blocks
+            BLOCKS.set(len(self._blocks.blocks))
+            for changed in self._telling:
+                changed.set()
 
     def _refusal(self, hello: pb.Hello) -> str:
         if not hello.writer or len(hello.public_key) != 32:
@@ -160,10 +191,13 @@ class Intake:
             form, attachment = split(payload)
             record = check_link(form, writer, seq, place.head)
             check_attachment(record, attachment)
+            if is_blocking(record) and (wrong := fault(record)):
+                raise ChainError(f"{writer} {seq}: {wrong}")
             group.append((record, attachment))
             place = Place(seq, chain_hash(form))
         if group:
             durable = self._committer.submit(group)
+            durable.add_done_callback(self._tell)
             try:
                 await asyncio.shield(durable)
             except asyncio.CancelledError:
@@ -173,3 +207,27 @@ class Intake:
                 raise
             RECORDS.labels("writer").inc(len(group))
         return place
+
+
+async def _incoming(
+    messages: AsyncIterator[pb.FromWriter], changed: asyncio.Event
+) -> AsyncGenerator[pb.FromWriter | None, None]:
+    """What the writer sends, and None each time `changed` is set, also while it sends nothing."""
+    reading = asyncio.ensure_future(anext(messages, None))
+    waiting = asyncio.ensure_future(changed.wait())
+    try:
+        while True:
+            await asyncio.wait([reading, waiting], return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                changed.clear()
+                waiting = asyncio.ensure_future(changed.wait())
+                yield None
+            if reading.done():
+                message = reading.result()
+                if message is None:
+                    return
+                yield message
+                reading = asyncio.ensure_future(anext(messages, None))
+    finally:
+        reading.cancel()
+        waiting.cancel()

@@ -10,11 +10,13 @@ A record becomes part of the log by these steps, each durable before the next:
 3. Its row is in ClickHouse, then its attachment, then the tiles, then the checkpoint's row; all is
    read back. Found: the next start reads back what is there and inserts what is missing.
 4. ``state.json`` says the log is stored up to here: the tree's right edge, each writer's place, the
-   last `sealed_at`. Found: the next start goes on from here.
+   last `sealed_at`, who is blocked. Found: the next start goes on from here.
 5. The journal is trimmed below that. Found: nothing to do, or a segment to trim again.
 
 A start always runs the same code: read the state, walk the journal from there, seal what was sealed
-and not stored, go on.
+and not stored, go on. Writers' places and blocks are a fold over the log's records: the state has
+them as of its size, and the walk applies each record after that once. So a block is in force, or
+lifted, from step 1 on, whatever happens after.
 """
 
 import base64
@@ -28,6 +30,7 @@ from pathlib import Path
 
 import orjson
 
+from authz.blocks import Standing
 from authz.errors import UsageError
 from authz.journal.chain import RECEIVERS_FIELDS, Entry, chain_hash, join, split
 from authz.journal.segments import CorruptJournalError, Journal, Reader, replace_file
@@ -56,6 +59,7 @@ class State:
     sealed_at: int = 0
     writers: dict[str, Place] = field(default_factory=dict)
     privacy_key_id: str = ""
+    blocks: Standing = field(default_factory=Standing)
 
     def to_json(self) -> bytes:
         return orjson.dumps(
@@ -65,6 +69,7 @@ class State:
                 "sealed_at": self.sealed_at,
                 "writers": {name: [place.seq, place.head] for name, place in self.writers.items()},
                 "privacy_key_id": self.privacy_key_id,
+                "blocks": self.blocks.to_json(),
             }
         )
 
@@ -77,6 +82,7 @@ class State:
             content["sealed_at"],
             {name: Place(*place) for name, place in content["writers"].items()},
             content["privacy_key_id"],
+            Standing.from_json(*content.get("blocks", [0, []])),  # absent before schema 2
         )
 
 
@@ -113,8 +119,9 @@ class Log:
         self.writers = dict(self.stored.writers)
         self.privacy_key_id = self.stored.privacy_key_id
         self._sealed_at = self.stored.sealed_at
+        self.blocks = self.stored.blocks  # never changed, only replaced as a whole
         self._walk(journal.reader(self.stored.tree.size))
-        self._framed: tuple[int, dict[str, Place]] = (self._sealed_at, {})
+        self._framed: tuple[int, dict[str, Place], Standing] = (self._sealed_at, {}, self.blocks)
         self._reader = journal.reader(self.stored.tree.size)
 
     @property
@@ -140,11 +147,12 @@ class Log:
                 record["sealed_at"] = now
                 payloads.append(join(canonical(record), attachment))
                 index += 1
-        self._framed = (now, places)
+        records = [record for group in items for record, _ in group]
+        self._framed = (now, places, self.blocks.after(records))
         return payloads
 
     def committed(self) -> None:
-        self._sealed_at, places = self._framed
+        self._sealed_at, places, self.blocks = self._framed
         self.writers.update(places)
 
     # Steps 2 to 5: sealed and stored.
@@ -223,12 +231,14 @@ class Log:
                 writers[str(record["writer"])] = place
         sealed_at = records[-1]["sealed_at"]
         assert isinstance(sealed_at, int)
-        return State(tree, sealed_at, writers, self.privacy_key_id)
+        blocks = self.stored.blocks.after(records)
+        return State(tree, sealed_at, writers, self.privacy_key_id, blocks)
 
     def _walk(self, reader: Reader) -> None:
         while payloads := reader.take(1000):
-            for payload in payloads:
-                record: Record = orjson.loads(split(payload)[0])
+            records: list[Record] = [orjson.loads(split(payload)[0]) for payload in payloads]
+            self.blocks = self.blocks.after(records)
+            for record in records:
                 place = _place(record)
                 if place:
                     self.writers[str(record["writer"])] = place

@@ -18,6 +18,7 @@ import structlog
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf.message import DecodeError
 
+from authz.blocks import Blocks
 from authz.config import ExtAuthz
 from authz.envoy.answer import answer
 from authz.envoy.check import (
@@ -78,13 +79,14 @@ class CheckService:
 
     def __init__(
         self, config: ExtAuthz, engine: Engine, keeper: Keeper, key: PrivacyKey,
-        resources: Resources,
+        resources: Resources, blocks: Blocks,
     ) -> None:  # fmt: skip
         self._config = config
         self._engine = engine
         self._keeper = keeper
         self._key = key
         self._resources = resources
+        self._blocks = blocks
         self._deny_unsafe = config.unsafe_paths == "deny"
         self._budget = config.timeout_ms / 1000 - _MARGIN_SECONDS
 
@@ -155,9 +157,14 @@ class CheckService:
             return denial(400, "bad_request")
         except BadRequestError as error:
             return denial(400, "bad_request", str(error))
+        if self._blocked(check, _text_claim(check.facts.claims or {}, "sub")):
+            return denial(403, "blocked")
         try:
             async with asyncio.timeout_at(until - _JOURNAL_SECONDS):
-                return read_verdict(await self._engine.decide(document))
+                verdict = read_verdict(await self._engine.decide(document))
+                # The policy may know the person by another name, which is the one on record.
+                blocked = self._blocked(check, verdict.audit.subject)
+                return denial(403, "blocked") if blocked else verdict
         except PolicyError as error:
             check.note = str(error)
             logger.error("policy error", error=check.note, decision_id=check.decision_id)
@@ -166,6 +173,12 @@ class CheckService:
             check.note = str(error) or "the policy engine did not answer in time"
             logger.error("no decision", error=check.note, decision_id=check.decision_id)
             return denial(503, "policy_unavailable")
+
+    def _blocked(self, check: _Check, subject: str) -> bool:
+        block = self._blocks.find(subject, time.time_ns() // 1000) if subject else None
+        if block:
+            check.note = f"blocked ({block.id}): {block.reason}"
+        return block is not None
 
     async def _keep(self, record: Record, until: float) -> None:
         """Returns once `record` is on disk."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from authz.blocks import Blocks
 from authz.config import Config, ExtAuthz
 from authz.errors import UsageError
 from authz.journal.chain import Chain, Entry, load_identity, notice, policy_notice
@@ -40,7 +41,9 @@ async def serve(config: Config) -> None:
     writer = _Writer(config, engine)
     key = load_key(config.privacy.key or config.data_dir / "privacy.key")
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
-    service = CheckService(options, CachedEngine(engine), writer.committer, key, resources)
+    blocks = Blocks.load(config.data_dir / "blocks.json")
+    cached = CachedEngine(engine)
+    service = CheckService(options, cached, writer.committer, key, resources, blocks)
     health = grpc_server.Health([_SERVICE])
     grpc_server.serve_metrics(options.metrics)
     DRY_RUN.set(int(options.dry_run))
@@ -52,7 +55,7 @@ async def serve(config: Config) -> None:
         writer.sign_heads,
         lambda: writer.watch(health),
     ]
-    forwarder = writer.forwarder(options.receiver, key.id) if options.receiver else None
+    forwarder = writer.forwarder(options.receiver, key.id, blocks) if options.receiver else None
     if forwarder:
         loops.append(forwarder.run)
     else:
@@ -122,10 +125,11 @@ class _Writer:
             # The key was announced at the first start. A full journal empties once this is up.
             logger.error("this start is not on record", error=str(error))
 
-    def forwarder(self, receiver: str, privacy_key_id: str) -> Forwarder:
+    def forwarder(self, receiver: str, privacy_key_id: str, blocks: Blocks) -> Forwarder:
         durable = asyncio.Event()
         self.committer.on_durable.append(durable)
-        return Forwarder(self.journal, self._identity, privacy_key_id, receiver, durable)
+        identity, told = self._identity, blocks.replace
+        return Forwarder(self.journal, identity, privacy_key_id, receiver, durable, told)
 
     def close(self) -> None:
         self.committer.close()
