@@ -4,12 +4,13 @@ import asyncio
 import hashlib
 import time
 
+import grpc
 from logs import SIGNER
 
 from authz.blocks import Blocks
 from authz.journal.chain import Chain, load_identity, split
 from authz.journal.commit import Committer
-from authz.journal.forward import Forwarder
+from authz.journal.forward import CHANNEL_OPTIONS, Forwarder
 from authz.journal.segments import Journal
 from authz.receiver.intake import Intake
 from authz.receiver.sequence import Log
@@ -21,6 +22,11 @@ FAR = 4_000_000_000_000_000
 
 def now_us():
     return time.time_ns() // 1000
+
+
+def opening(receiver):
+    """Opens a channel as a writer does."""
+    return lambda: grpc.aio.insecure_channel(receiver, CHANNEL_OPTIONS)
 
 
 async def until(true, seconds=10):
@@ -79,7 +85,7 @@ class Writer:
         self.versions = []
         self.durable = asyncio.Event()
         self.forwarder = Forwarder(
-            self.journal, self.identity, "", receiver, self.durable, self._take
+            self.journal, self.identity, "", opening(receiver), self.durable, self._take
         )
 
     def _take(self, told):

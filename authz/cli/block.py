@@ -105,7 +105,10 @@ def _checked(option: str, value: str, field: str) -> str:
 def _tell(
     file: Path | None, receiver: str | None, data_dir: Path | None, record: Record
 ) -> dict[str, object]:
-    from authz.serve.tell import tell  # noqa: PLC0415 - grpc is slow to import
+    import grpc  # noqa: PLC0415 - slow to import
+
+    from authz.journal.forward import CHANNEL_OPTIONS  # noqa: PLC0415
+    from authz.serve.tell import tell  # noqa: PLC0415
 
     address = config.load(file, given(ext_authz__receiver=receiver)).ext_authz.receiver
     if address is None:
@@ -113,7 +116,12 @@ def _tell(
     # What happens to the connection is told by this command's own errors.
     silent = structlog.make_filtering_bound_logger(logging.CRITICAL)
     structlog.configure(wrapper_class=silent)
-    told = asyncio.run(tell(address, data_dir or _own_directory(address), [dict(record)]))
+
+    def connect() -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+
+    directory = data_dir or _own_directory(address)
+    told = asyncio.run(tell(address, connect, directory, [dict(record)]))
     details = json.loads(str(record["details"]))
     return {
         "event": record["event"],

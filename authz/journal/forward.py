@@ -27,7 +27,7 @@ _IN_FLIGHT = 4  # batches sent and not acknowledged
 _PATIENCE_SECONDS = 30  # without an acknowledgement, the stream is given up and begun anew
 # A receiver that vanished without a word shows within seconds, though nothing is owed by it: it may
 # have blocks to tell.
-_OPTIONS = [
+CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -44,19 +44,21 @@ logger = structlog.get_logger()
 
 
 class Forwarder:
-    """Sends everything in `journal` to `receiver`, and trims what it has taken.
+    """Sends everything in `journal` to the receiver that `connect` leads to (with
+    `CHANNEL_OPTIONS`), and trims what it has taken.
 
     `on_blocks` is called (in a thread) with each set of blocks that the receiver sends.
     """
 
     def __init__(
-        self, journal: Journal, identity: Identity, privacy_key_id: str, receiver: str,
-        durable: asyncio.Event, on_blocks: Callable[[pb.Blocks], None] = lambda _: None,
+        self, journal: Journal, identity: Identity, privacy_key_id: str,
+        connect: Callable[[], grpc.aio.Channel], durable: asyncio.Event,
+        on_blocks: Callable[[pb.Blocks], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._journal = journal
         self._identity = identity
         self._privacy_key_id = privacy_key_id
-        self._receiver = receiver
+        self._connect = connect
         self._durable = durable
         self._on_blocks = on_blocks
         self.connected = False  # welcomed by the receiver
@@ -105,7 +107,7 @@ class Forwarder:
         return self.unacknowledged
 
     async def _stream(self) -> None:
-        async with grpc.aio.insecure_channel(self._receiver, _OPTIONS) as channel:
+        async with self._connect() as channel:
             write: Any = channel.stream_stream(
                 "/authz.v1.RecordStream/Write",
                 request_serializer=pb.FromWriter.SerializeToString,
@@ -117,7 +119,7 @@ class Forwarder:
             if not isinstance(answer, pb.FromReceiver) or not answer.HasField("welcome"):
                 raise await _ended(call)
             self._welcome(answer.welcome)
-            self.connected = True
+            self.connected, self.refusal = True, ""
             CONNECTED.set(1)
             sending = asyncio.create_task(self._send(call))
             receiving = asyncio.create_task(self._receive(call))

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import grpc
 import structlog
 
 from authz.blocks import Blocks
@@ -14,7 +15,7 @@ from authz.config import Config, ExtAuthz
 from authz.errors import UsageError
 from authz.journal.chain import Chain, Entry, load_identity, notice, policy_notice
 from authz.journal.commit import Committer
-from authz.journal.forward import Forwarder
+from authz.journal.forward import CHANNEL_OPTIONS, Forwarder
 from authz.journal.segments import Journal, JournalError
 from authz.policy.cache import CachedEngine
 from authz.policy.embedded import EmbeddedEngine, close_standard_output
@@ -129,7 +130,11 @@ class _Writer:
         durable = asyncio.Event()
         self.committer.on_durable.append(durable)
         identity, told = self._identity, blocks.replace
-        return Forwarder(self.journal, identity, privacy_key_id, receiver, durable, told)
+
+        def connect() -> grpc.aio.Channel:
+            return grpc.aio.insecure_channel(receiver, CHANNEL_OPTIONS)
+
+        return Forwarder(self.journal, identity, privacy_key_id, connect, durable, told)
 
     def close(self) -> None:
         self.committer.close()

@@ -12,10 +12,12 @@ its records in a signed chain like any other's. It is bound to one receiver's lo
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+import grpc
 
 from authz.errors import UnavailableError, UsageError
 from authz.journal.chain import Chain, Identity, load_identity
@@ -36,8 +38,14 @@ class Told:
     seq: int
 
 
-async def tell(receiver: str, directory: Path, records: Sequence[Record]) -> Told:
-    """Get `records` into the log of the receiver at this address.
+async def tell(
+    receiver: str,
+    connect: Callable[[], grpc.aio.Channel],
+    directory: Path,
+    records: Sequence[Record],
+) -> Told:
+    """Get `records` into the log of the receiver that `connect` leads to; messages call it
+    `receiver`.
 
     Raises `UnavailableError` when it does not answer or acknowledge, `UsageError` when it refuses.
     """
@@ -50,10 +58,10 @@ async def tell(receiver: str, directory: Path, records: Sequence[Record]) -> Tol
             f"--data-dir {directory}: {error.strerror}; choose a directory this user may write"
         ) from None
     durable = asyncio.Event()
-    forwarder = Forwarder(journal, identity, "", receiver, durable)
+    forwarder = Forwarder(journal, identity, "", connect, durable)
     running = asyncio.create_task(forwarder.run())
     try:
-        await _connect(forwarder, running, receiver)
+        await _connected(forwarder, running, receiver)
         seq = _write(Chain(identity.writer, journal), journal, identity, records)
         durable.set()
         drained = asyncio.create_task(forwarder.drain(_SECONDS))
@@ -72,7 +80,7 @@ async def tell(receiver: str, directory: Path, records: Sequence[Record]) -> Tol
         journal.close()
 
 
-async def _connect(forwarder: Forwarder, running: "asyncio.Task[None]", receiver: str) -> None:
+async def _connected(forwarder: Forwarder, running: "asyncio.Task[None]", receiver: str) -> None:
     until = time.monotonic() + _SECONDS
     while not forwarder.connected:
         if running.done():

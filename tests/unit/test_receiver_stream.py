@@ -6,7 +6,7 @@ import time
 
 import pytest
 from logs import SIGNER
-from streams import FAR, Receiver, Writer, named, now_us, until
+from streams import FAR, Receiver, Writer, named, now_us, opening, until
 
 from authz.blocks import Blocks, block_notice, unblock_notice
 from authz.errors import UnavailableError, UsageError
@@ -14,6 +14,11 @@ from authz.journal.chain import load_identity, notice, policy_notice, split
 from authz.journal.segments import Journal
 from authz.serve import tell
 from authz.v1 import stream_pb2 as pb
+
+
+async def say(address, directory, records):
+    """As a command does."""
+    return await tell.tell(address, opening(address), directory, records)
 
 
 def test_attachments_arrive(tmp_path):
@@ -161,7 +166,7 @@ def test_tell(tmp_path, monkeypatch):
             receiver.log.pin_privacy_key("12345678")
             for event in ("first", "second"):
                 record = notice(event, 1, {})
-                done = await tell.tell(receiver.address, tmp_path / "mine", [record])
+                done = await say(receiver.address, tmp_path / "mine", [record])
                 assert done.origin == SIGNER.name
                 place = receiver.log.writers[done.writer]
                 assert place.seq == done.seq + 1, "and the signed head"
@@ -177,11 +182,11 @@ def test_tell_without_a_receiver(tmp_path, monkeypatch):
 
     async def run():
         with pytest.raises(UnavailableError, match="is it running"):
-            await tell.tell(f"unix://{tmp_path}/nobody", mine, [notice("x", 1, {})])
+            await say(f"unix://{tmp_path}/nobody", mine, [notice("x", 1, {})])
         load_identity(mine / "writer.json").bind("another/log")
         async with Receiver(tmp_path) as receiver:
             with pytest.raises(UsageError, match="bound to another/log"):
-                await tell.tell(receiver.address, mine, [notice("x", 1, {})])
+                await say(receiver.address, mine, [notice("x", 1, {})])
             assert receiver.events() == []
 
     asyncio.run(run())
@@ -206,10 +211,10 @@ def test_tell_and_no_answer(tmp_path, monkeypatch):
 
             append, receiver.journal.append = receiver.journal.append, fail
             with pytest.raises(UnavailableError, match="in force or not"):
-                await tell.tell(receiver.address, mine, [block_notice("a", FAR, "r", "b", 1)])
+                await say(receiver.address, mine, [block_notice("a", FAR, "r", "b", 1)])
             assert receiver.log.blocks.blocks == {}
             receiver.journal.append = append
-            await tell.tell(receiver.address, mine, [unblock_notice("b", "", "b", 1)])
+            await say(receiver.address, mine, [unblock_notice("b", "", "b", 1)])
             assert set(receiver.log.blocks.blocks) == {"a"}
             return receiver.events()
 
@@ -221,5 +226,5 @@ def test_two_commands_at_once(tmp_path):
     """One directory serves one command at a time; the other is told so."""
     journal = Journal(tmp_path / "mine" / "journal")
     with pytest.raises(UsageError, match="in use"):
-        asyncio.run(tell.tell("unix:///nobody", tmp_path / "mine", []))
+        asyncio.run(say("unix:///nobody", tmp_path / "mine", []))
     journal.close()
