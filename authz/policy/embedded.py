@@ -10,7 +10,6 @@ and it prints to standard output, patients' data included (so a server closes th
 """
 
 import asyncio
-import hashlib
 import json
 import os
 import re
@@ -22,7 +21,8 @@ from typing import Any
 
 from authz.errors import UnavailableError, UsageError
 from authz.policy import source
-from authz.policy.engine import Decisions, Document, Outcome, archived
+from authz.policy.archive import archive, revision
+from authz.policy.engine import Decisions, Document, Outcome
 from authz.policy.limits import refusals, unknown_functions
 from authz.policy.verdict import UNDEFINED, PolicyError
 
@@ -54,13 +54,13 @@ class EmbeddedEngine:
         outcomes: list[Outcome] = []
         future = self._thread.submit(self._decide, documents, until, outcomes)
         try:
-            revision = future.result(max(until - time.monotonic(), 0))
+            by = future.result(max(until - time.monotonic(), 0))
         except TimeoutError:
             future.cancel()
-            revision = self.revision
+            by = self.revision
         decided = outcomes[: len(documents)]
         late = UnavailableError("the policy was not decided in time")
-        return Decisions(revision, decided + [late] * (len(documents) - len(decided)))
+        return Decisions(by, decided + [late] * (len(documents) - len(decided)))
 
     async def look(self) -> None:
         """Reload when files have changed. Raises `UsageError` for a policy that does not load:
@@ -88,8 +88,8 @@ class EmbeddedEngine:
             for refusal in refusals(text):
                 raise UsageError(f"--policy {name}: {refusal}; or use an OPA server")
         self._prepared = _Prepared(policy, self._query)
-        self.archive = archived(policy.modules, policy.data_digest)
-        self.revision = hashlib.sha256(self.archive).hexdigest()
+        self.archive = archive(policy.modules, policy.data_digest)
+        self.revision = revision(self.archive)
 
     def _decide(self, documents: Sequence[Document], until: float, outcomes: list[Outcome]) -> str:
         """Add to `outcomes`, while there is time; returns the revision that decided."""

@@ -10,7 +10,6 @@ opa-python-client does all but the hot path. That is libcurl (pycurl): a call co
 where aiohttp's takes 300 and a change of threads, and connections go to TCP, TLS or a unix socket.
 """
 
-import hashlib
 import io
 import ssl
 import time
@@ -28,7 +27,8 @@ from opa_client.errors import ConnectionsError, RegoParseError
 from opa_client.opa_async import AsyncOpaClient
 
 from authz.errors import AuthzError, UnavailableError, UsageError
-from authz.policy.engine import Decisions, Document, Outcome, archived
+from authz.policy.archive import archive, revision
+from authz.policy.engine import Decisions, Document, Outcome
 from authz.policy.rego_ast import Reads, reads
 from authz.policy.verdict import UNDEFINED, PolicyError
 
@@ -122,12 +122,12 @@ class OpaEngine:
         """Each document's decision, `UNDEFINED` for none, or what went wrong with it:
         `PolicyError` when evaluation fails, `UnavailableError` when OPA does not answer before
         `until` (`time.monotonic()`). From any thread."""
-        revision = self.revision
+        by = self.revision
         if len(documents) > 1 and self._batches:
             outcomes = self._ask_together(documents, until)
             if outcomes is not None:
-                return Decisions(revision, outcomes)
-        return Decisions(revision, [self._ask_singly(document, until) for document in documents])
+                return Decisions(by, outcomes)
+        return Decisions(by, [self._ask_singly(document, until) for document in documents])
 
     def _ask_together(self, documents: Sequence[Document], until: float) -> list[Outcome] | None:
         """None if they must be asked one by one."""
@@ -187,12 +187,11 @@ class OpaEngine:
 
     def _take(self, policies: list[dict[str, Any]]) -> None:
         """What `policies` read, before anything can be decided by their revision."""
-        archive = archived({policy["id"]: policy["raw"] for policy in policies})
-        revision = hashlib.sha256(archive).hexdigest()
-        if revision != self.revision:
+        text = archive({policy["id"]: policy["raw"] for policy in policies})
+        if text != self.archive or self.reads is None:
             self.reads = reads([policy["ast"] for policy in policies])
-            self.archive = archive
-            self.revision = revision
+            self.archive = text
+            self.revision = revision(text)
 
     async def _load_wrapper(self, text: str) -> bool:
         try:

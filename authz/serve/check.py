@@ -20,6 +20,7 @@ import structlog
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf.message import DecodeError
 
+from authz.blocks import Blocks
 from authz.config import ExtAuthz
 from authz.envoy.answer import answer
 from authz.envoy.check import (
@@ -34,6 +35,7 @@ from authz.envoy.parsing import ambiguous_credentials
 from authz.errors import UnavailableError
 from authz.identity.sources import Identities, RefusedError, shown
 from authz.identity.values import NOBODY, Identity
+from authz.journal.chain import Entry
 from authz.journal.group import Ticket
 from authz.journal.segments import JournalError
 from authz.policy.engine import Decider, Document, Outcome
@@ -56,9 +58,9 @@ logger = structlog.get_logger()
 class Keeper(Protocol):
     """Makes records durable: `authz.journal.group.GroupCommit`."""
 
-    def enqueue(self, items: Sequence[Record]) -> Ticket[Record]: ...
-    def wait(self, ticket: Ticket[Record]) -> None: ...
-    def post(self, item: Record) -> None: ...
+    def enqueue(self, items: Sequence[Entry]) -> Ticket[Entry]: ...
+    def wait(self, ticket: Ticket[Entry]) -> None: ...
+    def post(self, item: Entry) -> None: ...
 
 
 _NO_FACTS = Facts()
@@ -88,11 +90,12 @@ class CheckService:
     """``envoy.service.auth.v3.Authorization``. `handle` runs in several threads at once."""
 
     def __init__(
-        self, config: ExtAuthz, identities: Identities, engine: Decider, keeper: Keeper,
-        key: PrivacyKey, resources: Resources, tracer: CheckTracer | None = None,
+        self, config: ExtAuthz, identities: Identities, blocks: Blocks, engine: Decider,
+        keeper: Keeper, key: PrivacyKey, resources: Resources, tracer: CheckTracer | None = None,
     ) -> None:  # fmt: skip
         self._config = config
         self._identities = identities
+        self._blocks = blocks
         self._tracer = tracer
         self._engine = engine
         self._keeper = keeper
@@ -190,6 +193,8 @@ class CheckService:
                 return
             complete(document)
             check.identity = identity = self._identities.read(known, headers)
+            if self._blocked(check, identity.subject):
+                return
             if verified := shown(identity):
                 document["authz"] = verified
             check.document = document
@@ -209,7 +214,18 @@ class CheckService:
         revision, outcomes = self._engine.decide(documents, until)
         for check, outcome in zip(checks, outcomes, strict=True):
             check.revision = revision
-            check.verdict = self._verdict(check, outcome)
+            check.verdict = verdict = self._verdict(check, outcome)
+            # The policy may know the person by another name, which is the one on record.
+            self._blocked(check, verdict.audit.subject)
+
+    def _blocked(self, check: _Check, subject: str) -> bool:
+        """Whether `subject` is blocked; the verdict then says so."""
+        block = self._blocks.find(subject, time.time_ns() // 1000) if subject else None
+        if block is None:
+            return False
+        check.verdict = denial(403, "blocked")
+        check.note = f"blocked ({block.id}): {block.reason}"
+        return True
 
     def _verdict(self, check: _Check, outcome: Outcome) -> Verdict:
         try:
@@ -230,7 +246,7 @@ class CheckService:
         records = [(check, self._record(check)) for check in checks]
         with self._order:
             due = [(check, record) for check, record in records if check in self._open]
-            ticket = self._keeper.enqueue([record for _, record in due])
+            ticket = self._keeper.enqueue([(record, b"") for _, record in due])
         try:
             self._keeper.wait(ticket)
         except JournalError as error:
@@ -255,7 +271,7 @@ class CheckService:
 
     def _gone(self, check: _Check) -> None:
         """Nobody got the answer. Its record is there already; this one says so."""
-        self._keeper.post(self._record(check, denial(503, "client_gone")))
+        self._keeper.post((self._record(check, denial(503, "client_gone")), b""))
 
     def _refuse(self, check: _Check, verdict: Verdict) -> None:
         """Deny for a reason of our own, recorded as soon as that is possible, without waiting.
@@ -266,7 +282,7 @@ class CheckService:
         with self._order:
             if self._open.pop(check, self) is self:
                 return
-            self._keeper.post(record)
+            self._keeper.post((record, b""))
         check.verdict = verdict
         check.exchange.answer(answer(verdict, {}))
         self._count([check])
@@ -278,16 +294,15 @@ class CheckService:
             if self._open.pop(check, self) is self:
                 return
             verdict = check.verdict = denial(500, "internal_error")
-            self._keeper.post(
-                {
-                    "kind": "decision",
-                    "time": time.time_ns() // 1000,
-                    "decision_id": check.decision_id,
-                    "enforced": True,
-                    "reason_code": verdict.reason_code,
-                    "status": verdict.http_status,
-                }
-            )
+            record: Record = {
+                "kind": "decision",
+                "time": time.time_ns() // 1000,
+                "decision_id": check.decision_id,
+                "enforced": True,
+                "reason_code": verdict.reason_code,
+                "status": verdict.http_status,
+            }
+            self._keeper.post((record, b""))
         check.exchange.answer(answer(verdict, {"decision_id": check.decision_id}))
         frames = traceback.extract_tb(error.__traceback__)
         at = [f"{frame.filename}:{frame.lineno}" for frame in frames]

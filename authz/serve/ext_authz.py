@@ -8,10 +8,11 @@ from pathlib import Path
 
 import structlog
 
+from authz.blocks import Blocks
 from authz.config import Config, ExtAuthz
 from authz.errors import AuthzError, UsageError
 from authz.identity.sources import Identities
-from authz.journal.chain import notice
+from authz.journal.chain import policy_notice
 from authz.policy.cache import CachedEngine
 from authz.policy.embedded import EmbeddedEngine, close_standard_output
 from authz.policy.engine import Engine
@@ -50,7 +51,10 @@ async def serve(given: Config) -> None:
     tracer = tracing.otlp(options.tracing) if options.tracing else None
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
     cached = CachedEngine(engine)
-    service = CheckService(options, identities, cached, writer.committer, key, resources, tracer)
+    blocks = Blocks.load(config.data_dir / "blocks.json")
+    service = CheckService(
+        options, identities, blocks, cached, writer.committer, key, resources, tracer
+    )
     health = CoreHealth([_SERVICE])
     grpc_server.serve_metrics(options.metrics)
     DRY_RUN.set(int(options.dry_run))
@@ -65,11 +69,11 @@ async def serve(given: Config) -> None:
         lambda: _watch_writer(writer, health),
         writer.sign_heads,
     ]
-    forwarder = writer.forwarder(options, key.id) if options.receiver else None
+    forwarder = writer.forwarder(options, key.id, blocks) if options.receiver else None
     if forwarder:
         loops.append(forwarder.run)
         if options.worker == 0:
-            loops.append(lambda: _adopt(given, key.id))
+            loops.append(lambda: _adopt(given, key.id, blocks))
     _tell(options, engine)
     _spare_collections()
     async with grpc_server.until_stopped() as stopped:
@@ -120,7 +124,7 @@ def _spare_collections() -> None:
     gc.set_threshold(_COLLECT_AFTER, 20, 20)
 
 
-async def _adopt(config: Config, privacy_key_id: str) -> None:
+async def _adopt(config: Config, privacy_key_id: str, blocks: Blocks) -> None:
     """Send what is in the journals of workers that are no more, then leave them be."""
     for number in workers.left_over(config):
         writer = Writer(workers.of_worker(config, number))
@@ -128,7 +132,7 @@ async def _adopt(config: Config, privacy_key_id: str) -> None:
             logger.info("a worker's journal is adopted", worker=number)
             writer.sign_head()
             writer.committer.drain()
-            forwarder = writer.forwarder(config.ext_authz, privacy_key_id)
+            forwarder = writer.forwarder(config.ext_authz, privacy_key_id, blocks)
             running = asyncio.create_task(forwarder.run())
             while await forwarder.drain(_DRAIN_SECONDS):
                 logger.warning("a worker's journal is not sent yet", worker=number)
@@ -160,7 +164,7 @@ async def _watch_policy(engine: Engine, writer: Writer) -> None:
             recorded = engine.revision
             POLICY.clear()
             POLICY.labels(recorded).set(1)
-            writer.committer.post(notice("policy_loaded", now_us(), {"revision": recorded}))
+            writer.committer.post(policy_notice(now_us(), recorded, engine.archive))
             logger.info("policy in force", revision=recorded)
         await asyncio.sleep(engine.watch_seconds)
         try:

@@ -103,6 +103,7 @@ def parts(tmp_path_factory) -> Iterator[Parts]:
     *serves, verify = commands(Block(README, "sh", text))
     assert [line.split()[2] for line in serves] == ["clickhouse", "receiver", "ext-authz"]
     with world() as ours:
+        ours.environment["XDG_STATE_HOME"] = str(directory / "state")
         ours.environment["PATH"] = f"{directory / 'bin'}{os.pathsep}{ours.environment['PATH']}"
         started = []
         try:
@@ -114,6 +115,7 @@ def parts(tmp_path_factory) -> Iterator[Parts]:
                     address = line.partition("--listen ")[2].split()[0]
                     port = int(address.rpartition(":")[2])
                     assert until(lambda port=port: listens(port), 30), line
+                    ours.environment[line.split()[2].upper().replace("-", "_")] = address
             yield Parts(directory, ours, ours.environment["STORE"], address, verify)
         finally:
             for process in reversed(started):
