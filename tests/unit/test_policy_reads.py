@@ -292,8 +292,8 @@ KNOWN_TRAPS = {
         ("a", "b", "c"),
     ),
     "object.get replaced by a function that looks elsewhere": (
-        'leak(_, _, _) := input.s\n\nallow if object.get(input.a, "k", 0) with object.get as leak',
-        ("s",),
+        'leak(o, _, _) := o.t\n\nallow if object.get(input.a, "k", 0) with object.get as leak',
+        ("a", "t"),
     ),
     "a rule that names a place, asked for as a value": (
         "place := input.a\n\nallow if count(place) == 3",
