@@ -31,7 +31,7 @@ INPUT = {
     "k": "a",
     "l": [{"b": 1}, "c", "k"],
     "s": "x",
-    "n": {"b": {"c": 1}},
+    "n": {"b": {"c": 1, "d": "b"}, "k": "b", "t": True},  # as a: two rules may agree
 }
 DATA = {"base": {"a": {"b": {"c": 7}}, "k": "k"}, "names": ["a", "k", "zz"]}
 NAMES = ("a", "b", "c", "d", "k", "l", "n", "s", "t")
@@ -305,7 +305,7 @@ KNOWN_TRAPS = {
     ),
     "two rules of one name conflict by all of their values": (
         "place := input.a\n\nplace := input.n\n\nallow if place.b.c == 1",
-        ("n", "b", "c"),
+        ("a", "t"),
     ),
     "a default and a place": (
         "default place := {}\n\nplace := input.a\n\nallow if not place.b.c",

@@ -130,7 +130,7 @@ REASONS = {
         None,
     ),
     "a union with a reason": (
-        'allow := {"allowed": true, "audit": object.union(input.c, {"reason": input.b})} if input.a',
+        'allow := {"allowed": true, "audit": object.union(input.c, {"reason": "x"})} if input.a',
         None,
     ),
 }  # fmt: skip
