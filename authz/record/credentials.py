@@ -68,7 +68,10 @@ def _http(http: Mapping[str, Any], removed: list[Path], *, bodies: bool) -> dict
                 shown[name] = kept
                 removed.append((*_HTTP, name))
     if headers := shown.get("headers"):
-        shown["headers"] = _named(headers, (*_HTTP, "headers"), removed)
+        # Envoy repeats the path as a header.
+        path = shown.get("path", "")
+        clean = path if path == http.get("path") else ""
+        shown["headers"] = _named(headers, (*_HTTP, "headers"), removed, clean)
     if header_map := shown.get("headerMap"):
         kept_headers = [header for header in header_map.get("headers", ()) if _kept(header)]
         if len(kept_headers) != len(header_map.get("headers", ())):
@@ -77,14 +80,17 @@ def _http(http: Mapping[str, Any], removed: list[Path], *, bodies: bool) -> dict
     return shown
 
 
-def _named(values: Mapping[str, str], place: Path, removed: list[Path]) -> dict[str, str]:
-    """Without the values that a name gives away, and with the URLs in others cleaned."""
+def _named(
+    values: Mapping[str, str], place: Path, removed: list[Path], clean: str = ""
+) -> dict[str, str]:
+    """Without the values that a name gives away, and with the URLs in others cleaned; `clean` is
+    known to be so."""
     shown = {}
     for name, value in values.items():
         if is_credential(name):
             removed.append((*place, name))
             continue
-        if "?" in value and (kept := _target(value)) != value:
+        if "?" in value and value != clean and (kept := _target(value)) != value:
             removed.append((*place, name))
             value = kept  # noqa: PLW2901
         shown[name] = value
