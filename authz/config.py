@@ -144,6 +144,13 @@ class Privacy(_Section):
     """What keeps patients out of the records in clear."""
 
     key: Path | None = Field(None, description="privacy key file (default: DATA_DIR/privacy.key)")
+    seal_inputs: bool = Field(
+        False, description="keep what policies decided on, without credentials, sealed"
+    )
+    seal_bodies: bool = Field(False, description="bodies too")
+    sealing_key: Path | None = Field(
+        None, description="sealing key file (default: DATA_DIR/sealing.key)"
+    )
     fhir_bases: tuple[str, ...] = Field(
         ("/fhir",), description="paths under which FHIR R4 is served"
     )

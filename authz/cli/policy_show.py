@@ -8,16 +8,14 @@ from typing import Annotated
 import typer
 
 from authz import config
-from authz.cli.app import ConfigFile, Json, Store, app, given
+from authz.cli.app import ConfigFile, Json, Store, given
+from authz.cli.policy import policy_group
 from authz.errors import AuthzError, UsageError
 from authz.policy.archive import parse_archive, revision
 from authz.store import migrations, policies
 from authz.store.client import QUERY_ERRORS, connect, explain
 
 _SHOWN = 5  # of the revisions that a prefix fits
-
-group = typer.Typer(help="Policies: what was in force.", no_args_is_help=True)
-app.add_typer(group, name="policy")
 
 
 class NoSuchPolicyError(AuthzError):
@@ -26,7 +24,7 @@ class NoSuchPolicyError(AuthzError):
     exit_code = 1
 
 
-@group.command()
+@policy_group.command()
 def show(
     name: Annotated[
         str, typer.Argument(metavar="REVISION", help="As in policy_revision; or how it begins.")

@@ -6,14 +6,15 @@ gRPC error is never sent where a denial can be: Envoy's failure_mode_allow would
 act on. `watch_deadlines`, in a thread of its own, answers whatever takes too long.
 """
 
+import hashlib
 import os
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import orjson
 import structlog
@@ -63,6 +64,9 @@ class Keeper(Protocol):
     def post(self, item: Entry) -> None: ...
 
 
+Seal: TypeAlias = Callable[[Document, str], bytes]
+"""Seals an input document for the decision of this id."""
+
 _NO_FACTS = Facts()
 _NO_RESOURCE = Resource("")
 
@@ -91,11 +95,13 @@ class CheckService:
 
     def __init__(
         self, config: ExtAuthz, identities: Identities, blocks: Blocks, engine: Decider,
-        keeper: Keeper, key: PrivacyKey, resources: Resources, tracer: CheckTracer | None = None,
+        keeper: Keeper, key: PrivacyKey, resources: Resources, *, seal: Seal | None = None,
+        tracer: CheckTracer | None = None,
     ) -> None:  # fmt: skip
         self._config = config
         self._identities = identities
         self._blocks = blocks
+        self._seal = seal
         self._tracer = tracer
         self._engine = engine
         self._keeper = keeper
@@ -246,7 +252,7 @@ class CheckService:
         records = [(check, self._record(check)) for check in checks]
         with self._order:
             due = [(check, record) for check, record in records if check in self._open]
-            ticket = self._keeper.enqueue([(record, b"") for _, record in due])
+            ticket = self._keeper.enqueue([self._entry(check, record) for check, record in due])
         try:
             self._keeper.wait(ticket)
         except JournalError as error:
@@ -255,6 +261,14 @@ class CheckService:
                 self._refuse(check, denial(503, "journal_unavailable"))
             return []
         return due
+
+    def _entry(self, check: _Check, record: Record) -> Entry:
+        """The record, with what the policy decided on, sealed, if that is wanted."""
+        if self._seal is None or check.document is None or not check.revision:
+            return record, b""
+        sealed = self._seal(check.document, check.decision_id)
+        record["sealed"] = hashlib.sha256(sealed).hexdigest()
+        return record, sealed
 
     def _answer(self, check: _Check, record: Record) -> bool:
         """Whether this is its answer, and nothing else was."""

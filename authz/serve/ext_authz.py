@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -19,8 +20,9 @@ from authz.policy.engine import Engine
 from authz.policy.opa import OpaEngine, OpaOptions
 from authz.record.privacy import load_key
 from authz.record.resource import Resources
+from authz.record.sealing import load_sealing_key, seal
 from authz.serve import grpc_server, tls, tracing, workers
-from authz.serve.check import METHOD, CheckService
+from authz.serve.check import METHOD, CheckService, Seal
 from authz.serve.core_server import CoreServer
 from authz.serve.health import CoreHealth
 from authz.serve.metrics import DRY_RUN, JOURNAL_FILL, POLICY
@@ -53,8 +55,9 @@ async def serve(given: Config) -> None:
     cached = CachedEngine(engine)
     blocks = Blocks.load(config.data_dir / "blocks.json")
     service = CheckService(
-        options, identities, blocks, cached, writer.committer, key, resources, tracer
-    )
+        options, identities, blocks, cached, writer.committer, key, resources,
+        seal=_sealer(config), tracer=tracer,
+    )  # fmt: skip
     health = CoreHealth([_SERVICE])
     grpc_server.serve_metrics(options.metrics)
     DRY_RUN.set(int(options.dry_run))
@@ -140,6 +143,15 @@ async def _adopt(config: Config, privacy_key_id: str, blocks: Blocks) -> None:
             await asyncio.gather(running, return_exceptions=True)
         writer.close()
     await asyncio.Event().wait()
+
+
+def _sealer(config: Config) -> Seal | None:
+    """What seals inputs, if that is wanted. Raises `UsageError`."""
+    privacy = config.privacy
+    if not privacy.seal_inputs:
+        return None
+    key = load_sealing_key(privacy.sealing_key or config.data_dir / "sealing.key")
+    return partial(seal, key, bodies=privacy.seal_bodies)
 
 
 def _engine(options: ExtAuthz) -> Engine:

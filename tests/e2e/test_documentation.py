@@ -180,10 +180,14 @@ def test_the_state_that_verify_leaves(parts, checked):
 
 
 @pytest.mark.parametrize("block", [b for b in SHELL if kind(b) == "script"], ids=str)
-def test_commands(parts, checked, tmp_path, block):
+def test_commands(parts, checked, tmp_path, block, request):
     """A block of commands runs from its first line to its last, where its files are there."""
+    environment = dict(parts.world.environment)
+    if "authz policy" in block.text:
+        opa = Path(request.getfixturevalue("opa"))
+        environment["PATH"] += f"{os.pathsep}{opa.parent}"
     shutil.copy(parts.directory / "data" / "receiver" / "trust.yaml", tmp_path / "trust.yaml")
-    done = run(["sh", "-eu", "-c", block.text], parts.world, cwd=tmp_path)
+    done = run(["sh", "-eu", "-c", block.text], parts.world, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
