@@ -4,11 +4,11 @@ import math
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, Final, TypeAlias
+from functools import cache, lru_cache
+from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
+from envoy.config.core.v3.base_pb2 import Metadata
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -113,7 +113,7 @@ def _field(field: FieldDescriptor) -> tuple[str, _Convert | None]:
         return field.json_name, _of_map(_field(kind.fields_by_name["value"])[1])
     convert: _Convert | None = None
     if kind is not None:
-        convert = _struct if kind.full_name == Struct.DESCRIPTOR.full_name else _message
+        convert = _SPECIAL.get(kind.full_name, _message)
     elif field.type == FieldDescriptor.TYPE_BYTES:
         convert = _base64
     return field.json_name, _of_list(convert) if field.is_repeated else convert
@@ -157,6 +157,23 @@ def _value(value: Value) -> object:
     return None
 
 
+@lru_cache(2048)
+def _remembered(metadata: bytes) -> Document:
+    return _message(Metadata.FromString(metadata))
+
+
+def _metadata(metadata: Metadata) -> Document:
+    """The claims of one token come with many requests: they are read once. Documents that share
+    them do not change them."""
+    return _remembered(metadata.SerializeToString())
+
+
+_SPECIAL: Final[dict[str, _Convert]] = {
+    Struct.DESCRIPTOR.full_name: _struct,
+    Metadata.DESCRIPTOR.full_name: _metadata,
+}
+
+
 def _number(number: float) -> int | float:
     if -_MAX_INT <= number <= _MAX_INT:
         return int(number) if number.is_integer() else number
@@ -196,8 +213,7 @@ def unsafe_path(path: str) -> bool:
     return _UNSAFE_UNESCAPED.search(unescaped) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What a record takes from the request itself. Text as told: not shortened, not redacted."""
 
     time_us: int = 0

@@ -19,12 +19,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import orjson
+import structlog
+
 from authz.errors import UnavailableError, UsageError
 from authz.policy import source
 from authz.policy.archive import archive, revision
 from authz.policy.engine import Decisions, Document, Outcome
-from authz.policy.limits import refusals, unknown_functions
+from authz.policy.limits import LARGE_DATA, refusals, unknown_functions
 from authz.policy.verdict import UNDEFINED, PolicyError
+
+logger = structlog.get_logger()
 
 
 class EmbeddedEngine:
@@ -87,6 +92,11 @@ class EmbeddedEngine:
         for name, text in policy.modules.items():
             for refusal in refusals(text):
                 raise UsageError(f"--policy {name}: {refusal}; or use an OPA server")
+        if (size := len(orjson.dumps(policy.data))) > LARGE_DATA:
+            logger.warning(
+                "this much data takes the embedded engine long to prepare; use an OPA server",
+                kib=size >> 10,
+            )
         self._prepared = _Prepared(policy, self._query)
         self.archive = archive(policy.modules, policy.data_digest)
         self.revision = revision(self.archive)

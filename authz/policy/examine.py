@@ -11,12 +11,12 @@ import orjson
 
 from authz.errors import UnavailableError, UsageError
 from authz.policy import source
-from authz.policy.limits import refusals, unknown_functions
+from authz.policy.limits import LARGE_DATA, refusals, unknown_functions
 from authz.policy.opa import OpaOptions
 from authz.policy.opa_ask import Module, asking
 from authz.policy.opa_process import find_opa, running, write
 from authz.policy.rego_places import overlap, rule_path
-from authz.policy.review import EMBEDDED_DATA_BYTES, At, Finding, Review, Source, review
+from authz.policy.review import At, Finding, Review, Source, review
 
 _SERVER: Final = ("http://", "https://", "unix://")
 
@@ -118,7 +118,7 @@ def _embedded(policy: source.Policy) -> Iterator[Finding]:
         text = f"not for the embedded engine: it has no {function}"
         yield Finding("warning", "embedded", text, At(name))
     size = len(orjson.dumps(policy.data))
-    if size > EMBEDDED_DATA_BYTES:
+    if size > LARGE_DATA:
         text = (
             f"the data is {size / 1024:.0f} KiB: the embedded engine takes seconds to prepare"
             " more than 256 KiB, and the time grows with the square; use an OPA server"

@@ -250,7 +250,7 @@ class CoreServer:
         until = time.time() + _POLL_SECONDS
         while True:
             waiting = len(self._ready)
-            if waiting >= min(round(self._company), most):
+            if waiting and waiting >= min(round(self._company) - self._in_hand, most):
                 if waiting >= most:
                     break
                 until = 0  # take what is there already, and go

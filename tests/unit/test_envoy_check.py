@@ -543,7 +543,9 @@ def test_facts_of_a_request():
     request.attributes.request.http.headers.update(
         {"x-request-id": "r1", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
     )
+    traceparent = request.attributes.request.http.headers["traceparent"]
     assert facts(told(request)) == Facts(
+        traceparent=traceparent,
         time_us=1_795_395_723_000_456,
         method="GET",
         host="ehr.local",
