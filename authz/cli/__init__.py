@@ -3,7 +3,7 @@
 import os
 import sys
 
-from authz.cli import demo, serve, verify  # noqa: F401 - each registers its commands
+from authz.cli import demo, doctor, serve, verify  # noqa: F401 - each registers its commands
 from authz.cli.app import app
 from authz.errors import AuthzError
 
