@@ -233,5 +233,5 @@ def show(found: Sequence[Finding], console: Console) -> None:
             text = Text(f"{finding.part}: {finding.seen}. {finding.why.capitalize()}.")
             console.print(Panel(text, title=_DRY_RUN, style="bold white on red"))
     counts = Counter(finding.level for finding in found)
-    told = ", ".join(f"{counts[level]} {level.value}" for level in Level if counts[level])
-    console.print(Text(told or "nothing was found to look at"))
+    summary = ", ".join(f"{counts[level]} {level.value}" for level in Level if counts[level])
+    console.print(Text(summary or "nothing was found to look at"))

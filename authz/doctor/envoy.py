@@ -97,6 +97,12 @@ def items(value: Mapping, key: str) -> list[Mapping]:
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
+def texts(value: Mapping, key: str) -> list[str]:
+    """What is in the list `key`, as text."""
+    found = value.get(key)
+    return [str(item) for item in found] if isinstance(found, list) else []
+
+
 def section(value: Mapping, *keys: str) -> Mapping:
     """The mapping at `keys`, or {}."""
     for key in keys:
@@ -122,7 +128,7 @@ def seconds(duration: object) -> float | None:
 
 
 def from_dump(name: str, dump: Mapping) -> Document:
-    """What `/config_dump` tells, in the form of a bootstrap; what has no place in one is there too."""
+    """What `/config_dump` tells, all of it, in the form of a bootstrap."""
     listeners: list[Any] = []
     routes: list[Any] = []
     discovered: list[Any] = []

@@ -4,7 +4,16 @@ from collections.abc import Iterator
 from typing import Final
 
 from authz.doctor.documents import Mapping, is_true
-from authz.doctor.envoy import HTTP_EXT_AUTHZ, Envoy, Node, filter_type, items, seconds, section
+from authz.doctor.envoy import (
+    HTTP_EXT_AUTHZ,
+    Envoy,
+    Node,
+    filter_type,
+    items,
+    seconds,
+    section,
+    texts,
+)
 from authz.doctor.envoy_authz import EnvoyCheck
 from authz.doctor.findings import Finding
 
@@ -91,7 +100,7 @@ def access_log(envoy: Envoy) -> Iterator[Finding]:
 
 def _logged_headers(envoy: Envoy, manager: Node, config: Mapping) -> Iterator[Finding]:
     named = {
-        kind: [str(name).lower() for name in config.get(f"additional_{kind}_to_log") or ()]
+        kind: [name.lower() for name in texts(config, f"additional_{kind}_to_log")]
         for kind in ("request_headers", "response_headers", "response_trailers")
     }
     for name in sorted({name for names in named.values() for name in names} & _SECRET):
