@@ -51,11 +51,10 @@ async def serve(given: Config) -> None:
     writer = Writer(config)
     key = load_key(config.privacy.key or config.data_dir / "privacy.key")
     tracer = tracing.otlp(options.tracing) if options.tracing else None
-    resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
-    cached = CachedEngine(engine)
     blocks = Blocks.load(config.data_dir / "blocks.json")
     service = CheckService(
-        options, identities, blocks, cached, writer.committer, key, resources,
+        options, identities, blocks, CachedEngine(engine), writer.committer, key,
+        Resources(config.privacy.fhir_bases, config.privacy.templates),
         seal=_sealer(config), tracer=tracer,
     )  # fmt: skip
     health = CoreHealth([_SERVICE])
@@ -66,10 +65,11 @@ async def serve(given: Config) -> None:
     server.start(options.listen, credentials)
     writer.start()
     health.set(serving=True)
+    watch = _Watch(engine, writer, health)
     loops: list[Callable[[], Awaitable[None]]] = [
         identities.watch,
-        lambda: _watch_policy(engine, writer),
-        lambda: _watch_writer(writer, health),
+        watch.policy,
+        watch.writer,
         writer.sign_heads,
     ]
     forwarder = writer.forwarder(options, key.id, blocks) if options.receiver else None
@@ -168,29 +168,40 @@ def _engine(options: ExtAuthz) -> Engine:
     return EmbeddedEngine(Path(options.policy), options.decision)
 
 
-async def _watch_policy(engine: Engine, writer: Writer) -> None:
-    """Notice policy changes, and record each revision that comes into force."""
-    recorded = ""
-    while True:
-        if recorded != engine.revision:
-            recorded = engine.revision
-            POLICY.clear()
-            POLICY.labels(recorded).set(1)
-            writer.committer.post(policy_notice(now_us(), recorded, engine.archive))
-            logger.info("policy in force", revision=recorded)
-        await asyncio.sleep(engine.watch_seconds)
-        try:
-            await engine.look()
-        except UsageError as error:
-            logger.error("policy not loaded; the last good one stays", error=str(error))
-        except AuthzError as error:
-            logger.error("the policy cannot be looked at", error=str(error))
+class _Watch:
+    """Keeps health, metrics and the record of the policy in force true."""
 
+    def __init__(self, engine: Engine, writer: Writer, health: CoreHealth) -> None:
+        self._engine = engine
+        self._writer = writer
+        self._health = health
+        self._decides = True
 
-async def _watch_writer(writer: Writer, health: CoreHealth) -> None:
-    """Keep health and metrics true."""
-    while True:
-        JOURNAL_FILL.set(writer.journal.fill)
-        health.set(serving=not writer.committer.failing)
-        writer.tell_lost()
-        await asyncio.sleep(_WATCH_SECONDS)
+    async def policy(self) -> None:
+        """Notice policy changes, and record each revision that comes into force."""
+        engine, recorded = self._engine, ""
+        while True:
+            if recorded != engine.revision:
+                recorded = engine.revision
+                POLICY.clear()
+                POLICY.labels(recorded).set(1)
+                self._writer.committer.post(policy_notice(now_us(), recorded, engine.archive))
+                logger.info("policy in force", revision=recorded)
+            await asyncio.sleep(engine.watch_seconds)
+            try:
+                await engine.look()
+                self._decides = True
+            except UsageError as error:
+                logger.error("policy not loaded; the last good one stays", error=str(error))
+            except AuthzError as error:
+                self._decides = False
+                logger.error("the policy cannot be looked at", error=str(error))
+
+    async def writer(self) -> None:
+        """Healthy is who can decide and record."""
+        writer = self._writer
+        while True:
+            JOURNAL_FILL.set(writer.journal.fill)
+            self._health.set(serving=self._decides and not writer.committer.failing)
+            writer.tell_lost()
+            await asyncio.sleep(_WATCH_SECONDS)
