@@ -103,6 +103,11 @@ class ExtAuthz(_Section):
     unsafe_paths: Literal["deny", "allow"] = Field(
         "deny", description="paths that still hold '..', '//', '%2f', ';' and the like"
     )
+    client_address: Literal["peer", "envoy"] = Field(
+        "peer",
+        description="source_ip of decisions: the connection's peer, or what an Envoy with"
+        " use_remote_address says (x-envoy-external-address)",
+    )
     tcp: bool = Field(False, description="let the policy decide on TCP connections too")
     dry_run: bool = Field(False, description="answer allow, record the real decision")
     head_seconds: float = Field(10, gt=0, description="how often the writer signs its chain head")
@@ -139,6 +144,13 @@ class Privacy(_Section):
     """What keeps patients out of the records in clear."""
 
     key: Path | None = Field(None, description="privacy key file (default: DATA_DIR/privacy.key)")
+    seal_inputs: bool = Field(
+        False, description="keep what policies decided on, without credentials, sealed"
+    )
+    seal_bodies: bool = Field(False, description="bodies too")
+    sealing_key: Path | None = Field(
+        None, description="sealing key file (default: DATA_DIR/sealing.key)"
+    )
     fhir_bases: tuple[str, ...] = Field(
         ("/fhir",), description="paths under which FHIR R4 is served"
     )

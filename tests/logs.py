@@ -4,7 +4,7 @@ from pathlib import Path
 
 from clickhouse_driver import Client
 
-from authz.journal.chain import Chain, check_link, load_identity
+from authz.journal.chain import Chain, Entry, check_attachment, check_link, load_identity, split
 from authz.journal.segments import Journal
 from authz.ledger import Signer
 from authz.receiver.sequence import Log
@@ -23,9 +23,10 @@ class TestLog:
 
     __test__ = False
 
-    def __init__(self, directory: Path, store: str | None = None) -> None:
+    def __init__(self, directory: Path, store: str | None = None, start: int = 0) -> None:
         self.directory = directory
         self.store = store
+        self.start = start
         self.open()
         self.writer_journal = Journal(directory / "writer")
         self.identity = load_identity(directory / "writer.json")
@@ -33,7 +34,7 @@ class TestLog:
 
     def open(self) -> None:
         """As a start of the receiver does."""
-        self.journal = Journal(self.directory / "journal", start=0, segment_bytes=4000)
+        self.journal = Journal(self.directory / "journal", start=self.start, segment_bytes=4000)
         self.log = Log(self.directory, self.journal, SIGNER)
         if self.store:
             self.client: Client = connect(self.store)
@@ -53,25 +54,36 @@ class TestLog:
 
     def written(self, records: list[Record]) -> list[Record]:
         """`records` as the writer's, as the receiver reads them from its stream."""
+        return [record for record, _ in self.written_entries([(r, b"") for r in records])]
+
+    def written_entries(self, entries: list[Entry]) -> list[Entry]:
+        """The same for records with attachments."""
         place = self.chain.place
-        payloads = self.chain.frame(records, place[0] + 1)
+        payloads = self.chain.frame(entries, place[0] + 1)
         self.writer_journal.append(payloads)
         self.chain.committed()
-        return [
-            check_link(payload, self.identity.writer, seq, _prev(payload))
-            for seq, payload in enumerate(payloads, place[0] + 1)
-        ]
+        taken = []
+        for seq, payload in enumerate(payloads, place[0] + 1):
+            form, attachment = split(payload)
+            record = check_link(form, self.identity.writer, seq, _prev(form))
+            check_attachment(record, attachment)
+            taken.append((record, attachment))
+        return taken
 
     def append(self, records: list[Record]) -> None:
         """Into the journal, as one group."""
-        self.journal.append(self.log.frame([records], self.journal.next))
+        self.append_entries([(record, b"") for record in records])
+
+    def append_entries(self, entries: list[Entry]) -> None:
+        """The same for records with attachments."""
+        self.journal.append(self.log.frame([entries], self.journal.next))
         self.log.committed()
 
     def seal(self, limit: int = 10_000) -> None:
         """Seal and store what waits, a batch."""
         batch = self.log.seal(limit)
         assert batch is not None
-        self.writer.put(batch.first, batch.records, batch.tiles, batch.note)
+        self.writer.put(batch.first, batch.records, batch.tiles, batch.note, batch.attachments)
         self.log.finish(batch)
 
 

@@ -3,7 +3,15 @@
 import os
 import sys
 
-from authz.cli import demo, serve, verify  # noqa: F401 - each registers its commands
+from authz.cli import (  # noqa: F401 - each registers its commands
+    block,
+    demo,
+    doctor,
+    policy,
+    policy_show,
+    serve,
+    verify,
+)
 from authz.cli.app import app
 from authz.errors import AuthzError
 

@@ -204,7 +204,10 @@ class Stack:
                               "--data-dir", self.data_dir / "ext-authz",
                               "--receiver", receiver,
                               "--metrics", f"{HOST}:{free_port()}")  # fmt: skip
-        environment = {"AUTHZ_EXT_AUTHZ__TIMEOUT_MS": str(self._timeout_ms)}
+        environment = {
+            "AUTHZ_EXT_AUTHZ__TIMEOUT_MS": str(self._timeout_ms),
+            "AUTHZ_EXT_AUTHZ__CLIENT_ADDRESS": "envoy",
+        }
         self._part("ext-authz", command, address, **environment)
         self._receiver = receiver
 

@@ -10,7 +10,7 @@ from authz.verify import Report, verify_store
 from authz.verify.store import State
 
 _COPY = "authz_tampered"
-_TABLES = ("audit_log", "checkpoints", "tiles")
+_TABLES = ("audit_log", "checkpoints", "tiles", "policies", "sealed_originals")
 _NOW = {"mutations_sync": 1}
 
 # kind, what was done, the finding expected, its place

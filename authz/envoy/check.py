@@ -4,16 +4,17 @@ import math
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, Final, TypeAlias
+from functools import cache, lru_cache
+from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
+from envoy.config.core.v3.base_pb2 import Metadata
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
 
+from authz.envoy.client_address import client_address
 from authz.envoy.parsing import BadRequestError, parse_body, parse_path, trace_id_of
 
 __all__ = [
@@ -40,11 +41,13 @@ _JWT_AUTHN: Final = "envoy.filters.http.jwt_authn"
 _REGISTERED_CLAIMS: Final = frozenset({"iss", "sub", "aud", "exp"})
 
 _UNSAFE: Final = re.compile(
-    r"//|[\\;#\x00-\x1f\x7f-\x9f]|(?:\A|/)\.\.?(?:/|\Z)"
-    r"|%(?:2[ef]|5c|3b|[01][0-9a-f]|7f|25[0-9a-f]{2}|(?![0-9a-f]{2}))",
+    r"\A(?!/|\*\Z|\Z)|//|[\\;#!\x00-\x1f\x7f-\x9f]|(?:\A|/)\.\.?(?:/|\Z)"
+    r"|%(?:2[3ef]|5c|3[bf]|[01][0-9a-f]|7f|(?![0-9a-f]{2}))",
     re.IGNORECASE,
 )
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_UNSAFE_UNESCAPED: Final = re.compile(
+    r"[\x00-\x1f\x7f-\x9f]|%(?:[0-9a-f]{2}|u[0-9a-f]{4})", re.IGNORECASE
+)
 
 _Convert: TypeAlias = Callable[[Any], object]
 
@@ -110,7 +113,7 @@ def _field(field: FieldDescriptor) -> tuple[str, _Convert | None]:
         return field.json_name, _of_map(_field(kind.fields_by_name["value"])[1])
     convert: _Convert | None = None
     if kind is not None:
-        convert = _struct if kind.full_name == Struct.DESCRIPTOR.full_name else _message
+        convert = _SPECIAL.get(kind.full_name, _message)
     elif field.type == FieldDescriptor.TYPE_BYTES:
         convert = _base64
     return field.json_name, _of_list(convert) if field.is_repeated else convert
@@ -154,6 +157,23 @@ def _value(value: Value) -> object:
     return None
 
 
+@lru_cache(2048)
+def _remembered(metadata: bytes) -> Document:
+    return _message(Metadata.FromString(metadata))
+
+
+def _metadata(metadata: Metadata) -> Document:
+    """The claims of one token come with many requests: they are read once. Documents that share
+    them do not change them."""
+    return _remembered(metadata.SerializeToString())
+
+
+_SPECIAL: Final[dict[str, _Convert]] = {
+    Struct.DESCRIPTOR.full_name: _struct,
+    Metadata.DESCRIPTOR.full_name: _metadata,
+}
+
+
 def _number(number: float) -> int | float:
     if -_MAX_INT <= number <= _MAX_INT:
         return int(number) if number.is_integer() else number
@@ -176,11 +196,13 @@ def unsafe_path(path: str) -> bool:
     r"""Whether a path that went through Envoy's normalisation can still mean another one upstream.
 
     `path` is as in the request, with its query. True for dot segments, `//`, `\`, `;`, control
-    characters, also escaped; an escaped `/` or `.`; `#` anywhere; an escape inside an escape; and
-    escapes that are none or whose bytes are no shortest-form UTF-8.
+    characters, also escaped; an escaped `/`, `.`, `?` or `#`; `#` anywhere; what unescaping turns
+    into an escape; escapes that are none or whose bytes are no shortest-form UTF-8; and a path that
+    begins with no `/`, other than `*`. Also for `!`, which Envoy writes for each byte that is no
+    UTF-8 while the service gets the byte; who means it can write %21.
     """
-    raw, _, query = path.partition("?")
-    if _UNSAFE.search(raw) or "#" in query:
+    raw, question, query = path.partition("?")
+    if _UNSAFE.search(raw) or "#" in query or (question and not raw):
         return True
     if "%" not in raw:
         return False
@@ -188,11 +210,10 @@ def unsafe_path(path: str) -> bool:
         unescaped = unquote(raw, errors="strict")
     except UnicodeDecodeError:
         return True
-    return _CONTROL.search(unescaped) is not None
+    return _UNSAFE_UNESCAPED.search(unescaped) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What a record takes from the request itself. Text as told: not shortened, not redacted."""
 
     time_us: int = 0
@@ -218,8 +239,9 @@ class Facts:
     """`verified_claims`, or None if there are none."""
 
 
-def facts(document: Document) -> Facts:
-    """The plain values a record takes from what Envoy `told`."""
+def facts(document: Document, *, trust_envoy: bool = False) -> Facts:
+    """The plain values a record takes from what Envoy `told`; for `trust_envoy` see
+    `client_address`."""
     attributes = document.get("attributes", _NOTHING)
     source = attributes.get("source", _NOTHING)
     peer = source.get("address", _NOTHING).get("socketAddress", _NOTHING)
@@ -237,7 +259,7 @@ def facts(document: Document) -> Facts:
         method=http.get("method", ""),
         host=http.get("host", ""),
         path=http.get("path", ""),
-        source_ip=peer.get("address", ""),
+        source_ip=client_address(peer.get("address", ""), headers, trust_envoy=trust_envoy),
         source_port=peer.get("portValue", 0),
         principal=source.get("principal", ""),
         request_id=headers.get("x-request-id", ""),

@@ -35,6 +35,10 @@ _QUOTED_PAIR: Final = re.compile(r'\\([()<>@,;:\\"/\[\]?=])')
 _LINE_END: Final = re.compile(rb"\r?\n")
 _BLANK_LINE: Final = re.compile(rb"\r?\n\r?\n")
 _NAME: Final = re.compile(rf"{_TCHARS}:")
+_PARAMETER: Final = rf'{_TCHARS}[ \t]*=[ \t]*(?:[^\s",]+|"(?:[^"\\]|\\.)*")'
+_CREDENTIALS: Final = re.compile(
+    rf"{_TCHARS}(?: +(?:[A-Za-z0-9\-._~+/]+=*|{_PARAMETER}(?:[ \t]*,[ \t]*{_PARAMETER})*))?"
+)
 _FOLD: Final = re.compile(r"\r?\n[ \t]+")
 _TRACEPARENT: Final = re.compile(
     r"(?:00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}"
@@ -271,6 +275,15 @@ def _part_value(headers: dict[str, str], content: bytes) -> object:
     if "application/json" in headers.get("content-type", ""):
         return _json(content)
     return content.decode(errors="replace")
+
+
+def ambiguous_credentials(authorization: str) -> bool:
+    """Whether `authorization` holds anything but one set of credentials (RFC 9110, 11.6.2).
+
+    Envoy joins repeated lines by `,`, and its jwt_authn finds a `Bearer ` anywhere in the value: of
+    `Basic <root>,Bearer <mine>` it verifies the second, where a service may read the first.
+    """
+    return bool(authorization) and not _CREDENTIALS.fullmatch(authorization)
 
 
 def trace_id_of(traceparent: str) -> str:

@@ -3,9 +3,14 @@
 ``prev`` is SHA-256(0x00 || canonical form of the record before), hexadecimal; the first record has
 none. The form hashed is the writer's own: without ``origin``, ``index`` and ``sealed_at``, which
 the receiver adds. So a lost, reordered or invented record shows, whoever did it.
+
+In a journal and on the wire a payload is the record's canonical form, and after a line feed (which
+canonical JSON never holds) its attachment, if it has one. What is hashed and chained is the record
+alone; the record in turn holds the attachment's hash (`authz.record.attachment`).
 """
 
 import base64
+import hashlib
 import json
 import os
 import platform
@@ -20,13 +25,27 @@ import orjson
 from authz.errors import UsageError
 from authz.journal.segments import Journal, replace_file
 from authz.ledger import NoteError, Signer, leaf_hash
-from authz.record import SCHEMA_VERSION, Record, canonical, misfit
+from authz.record import SCHEMA_VERSION, Record, attachment_hash, canonical, misfit
 
 RECEIVERS_FIELDS = ("origin", "index", "sealed_at")
 
+Entry = tuple[Record, bytes]  # a record and its attachment, b"" for none
+
+
+def join(record: bytes, attachment: bytes) -> bytes:
+    """The payload of a record in canonical form and its attachment."""
+    return record + b"\n" + attachment if attachment else record
+
+
+def split(payload: bytes) -> tuple[bytes, bytes]:
+    """The inverse of `join`."""
+    record, _, attachment = payload.partition(b"\n")
+    return record, attachment
+
 
 def chain_hash(payload: bytes) -> str:
-    """The ``prev`` of the record that follows the one whose writer's form is `payload`."""
+    """The ``prev`` of the record that follows the one whose writer's form is `payload`, which has
+    no attachment (`split`)."""
     return leaf_hash(payload).hex()
 
 
@@ -43,23 +62,23 @@ class Chain:
         seq, head = journal.next - 1, ""
         if seq:
             reader = journal.reader(seq)
-            head = chain_hash(reader.take(1)[0])
+            head = chain_hash(split(reader.take(1)[0])[0])
             reader.close()
         self.place = (seq, head)  # the newest durable record and its hash; replaced as a whole
         self._framed = self.place
 
-    def frame(self, items: Sequence[Record], first: int) -> list[bytes]:
+    def frame(self, items: Sequence[Entry], first: int) -> list[bytes]:
         seq, head = first - 1, self.place[1]
         payloads = []
-        for record in items:
+        for record, attachment in items:
             seq += 1
             record["writer"] = self.writer
             record["writer_seq"] = seq
             record["prev"] = head
             record["schema"] = SCHEMA_VERSION
-            payload = canonical(record)
-            head = chain_hash(payload)
-            payloads.append(payload)
+            form = canonical(record)
+            head = chain_hash(form)
+            payloads.append(join(form, attachment))
         self._framed = (seq, head)
         return payloads
 
@@ -128,8 +147,15 @@ def notice(event: str, time_us: int, details: Mapping[str, object]) -> Record:
     return {"kind": "notice", "event": event, "time": time_us, "details": text}
 
 
+def policy_notice(time_us: int, revision: str, archive: bytes = b"") -> Entry:
+    """Tells that the policy `revision` came into force, with its archive if that is at hand."""
+    record = notice("policy_loaded", time_us, {"revision": revision})
+    return record | {"policy_revision": revision}, archive
+
+
 def check_link(payload: bytes, writer: str, seq: int, prev: str) -> Record:
-    """The record in `payload`, if it is `writer`'s number `seq` after the one hashing to `prev`.
+    """The record in `payload` (without attachment), if it is `writer`'s number `seq` after the one
+    hashing to `prev`.
 
     Raises `ChainError` otherwise. For the receiver, and for whoever verifies the log.
     """
@@ -151,6 +177,20 @@ def check_link(payload: bytes, writer: str, seq: int, prev: str) -> Record:
     if any(name in record for name in RECEIVERS_FIELDS):
         raise ChainError(f"{writer} {seq}: carries values that are the receiver's to give")
     return record
+
+
+def check_attachment(record: Record, attachment: bytes) -> None:
+    """Raises `ChainError` unless `attachment` is the one that `record` names.
+
+    A policy may come without its archive. A sealed input may not: the record would vouch for
+    something that nobody has.
+    """
+    named = attachment_hash(record)
+    who = f"{record.get('writer')} {record.get('writer_seq')}"
+    if attachment and hashlib.sha256(attachment).hexdigest() != named:
+        raise ChainError(f"{who}: its attachment is not the one that it names")
+    if record.get("sealed") and not attachment:
+        raise ChainError(f"{who}: names a sealed input that it does not bring")
 
 
 class ChainError(Exception):

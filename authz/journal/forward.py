@@ -22,8 +22,17 @@ from authz.v1 import stream_pb2 as pb
 _BATCH = 1000
 _BATCH_BYTES = 256 << 10
 _PAUSE_SECONDS = 0.1  # between a cut and the next attempt
+_PAUSE_MAX_SECONDS = 1  # a receiver that is back has blocks to tell
 _IN_FLIGHT = 4  # batches sent and not acknowledged
 _PATIENCE_SECONDS = 30  # without an acknowledgement, the stream is given up and begun anew
+# A receiver that vanished without a word shows within seconds, though nothing is owed by it: it may
+# have blocks to tell.
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
 _CUT = (grpc.RpcError, asyncio.InvalidStateError)  # what a write raises when the stream has ended
 _TRANSIENT = (grpc.aio.AioRpcError, TimeoutError, OSError)
 _FOR_GOOD = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.DATA_LOSS)
@@ -35,21 +44,27 @@ logger = structlog.get_logger()
 
 
 class Forwarder:
-    """Sends everything in `journal` to the receiver that `connect` leads to, and trims what it has
-    taken."""
+    """Sends everything in `journal` to the receiver that `connect` leads to (with
+    `CHANNEL_OPTIONS`), and trims what it has taken.
+
+    `on_blocks` is called (in a thread) with each set of blocks that the receiver sends.
+    """
 
     def __init__(
         self, journal: Journal, identity: Identity, privacy_key_id: str,
         connect: Callable[[], grpc.aio.Channel], durable: asyncio.Event,
+        on_blocks: Callable[[pb.Blocks], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._journal = journal
         self._identity = identity
         self._privacy_key_id = privacy_key_id
         self._connect = connect
         self._durable = durable
+        self._on_blocks = on_blocks
+        self.connected = False  # welcomed by the receiver
+        self.refusal = ""  # what the receiver said when it refused this writer for good
         self._acked = journal.first - 1
         self._sent = self._acked
-        self._welcomed = False
         self._progress = asyncio.Event()
 
     @property
@@ -61,7 +76,7 @@ class Forwarder:
         while True:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(_TRANSIENT),
-                wait=wait_random_exponential(multiplier=0.1, max=5),
+                wait=wait_random_exponential(multiplier=0.1, max=_PAUSE_MAX_SECONDS),
             ):
                 with attempt:
                     await self._connection()
@@ -70,13 +85,14 @@ class Forwarder:
 
     async def _connection(self) -> None:
         """One connection; returns when one that was welcomed is cut. Raises `_TRANSIENT`."""
-        self._welcomed = False
+        self.connected = False
         try:
             await self._stream()
         except _TRANSIENT as error:
+            welcomed, self.connected = self.connected, False
             CONNECTED.set(0)
             self._tell(error)
-            if not self._welcomed:
+            if not welcomed:
                 raise
 
     async def drain(self, seconds: float) -> int:
@@ -103,7 +119,7 @@ class Forwarder:
             if not isinstance(answer, pb.FromReceiver) or not answer.HasField("welcome"):
                 raise await _ended(call)
             self._welcome(answer.welcome)
-            self._welcomed = True
+            self.connected, self.refusal = True, ""
             CONNECTED.set(1)
             sending = asyncio.create_task(self._send(call))
             receiving = asyncio.create_task(self._receive(call))
@@ -158,7 +174,10 @@ class Forwarder:
 
     async def _receive(self, call: Any) -> None:
         async for message in _patiently(call, self._outstanding):
-            self._ack(message.ack.seq)
+            if message.HasField("blocks"):
+                await asyncio.to_thread(self._on_blocks, message.blocks)
+            else:
+                self._ack(message.ack.seq)
         raise await _ended(call)
 
     def _outstanding(self) -> bool:
@@ -172,7 +191,8 @@ class Forwarder:
 
     def _tell(self, error: Exception) -> None:
         if isinstance(error, grpc.aio.AioRpcError) and error.code() in _FOR_GOOD:
-            logger.error("the receiver refuses this writer", reason=error.details())
+            self.refusal = error.details() or error.code().name
+            logger.error("the receiver refuses this writer", reason=self.refusal)
         else:
             logger.warning("no receiver; the journal holds the records", unsent=self.unacknowledged)
 

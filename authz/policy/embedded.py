@@ -10,7 +10,6 @@ and it prints to standard output, patients' data included (so a server closes th
 """
 
 import asyncio
-import hashlib
 import json
 import os
 import re
@@ -20,11 +19,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import orjson
+import structlog
+
 from authz.errors import UnavailableError, UsageError
 from authz.policy import source
-from authz.policy.engine import Decisions, Document, Outcome, archived
-from authz.policy.limits import refusals, unknown_functions
+from authz.policy.archive import archive, revision
+from authz.policy.engine import Decisions, Document, Outcome
+from authz.policy.limits import LARGE_DATA, refusals, unknown_functions
 from authz.policy.verdict import UNDEFINED, PolicyError
+
+logger = structlog.get_logger()
 
 
 class EmbeddedEngine:
@@ -54,13 +59,13 @@ class EmbeddedEngine:
         outcomes: list[Outcome] = []
         future = self._thread.submit(self._decide, documents, until, outcomes)
         try:
-            revision = future.result(max(until - time.monotonic(), 0))
+            by = future.result(max(until - time.monotonic(), 0))
         except TimeoutError:
             future.cancel()
-            revision = self.revision
+            by = self.revision
         decided = outcomes[: len(documents)]
         late = UnavailableError("the policy was not decided in time")
-        return Decisions(revision, decided + [late] * (len(documents) - len(decided)))
+        return Decisions(by, decided + [late] * (len(documents) - len(decided)))
 
     async def look(self) -> None:
         """Reload when files have changed. Raises `UsageError` for a policy that does not load:
@@ -87,9 +92,14 @@ class EmbeddedEngine:
         for name, text in policy.modules.items():
             for refusal in refusals(text):
                 raise UsageError(f"--policy {name}: {refusal}; or use an OPA server")
+        if (size := len(orjson.dumps(policy.data))) > LARGE_DATA:
+            logger.warning(
+                "this much data takes the embedded engine long to prepare; use an OPA server",
+                kib=size >> 10,
+            )
         self._prepared = _Prepared(policy, self._query)
-        self.archive = archived(policy.modules, policy.data_digest)
-        self.revision = hashlib.sha256(self.archive).hexdigest()
+        self.archive = archive(policy.modules, policy.data_digest)
+        self.revision = revision(self.archive)
 
     def _decide(self, documents: Sequence[Document], until: float, outcomes: list[Outcome]) -> str:
         """Add to `outcomes`, while there is time; returns the revision that decided."""

@@ -1,9 +1,7 @@
 """What decides: an OPA server, or the embedded engine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
-
-import orjson
 
 from authz.errors import UnavailableError
 from authz.policy.rego_ast import Reads
@@ -42,7 +40,7 @@ class Engine(Decider, Protocol):
 
     @property
     def archive(self) -> bytes:
-        """The policy's text, `archived`; `revision` is the SHA-256 of this."""
+        """The policy's text (`authz.policy.archive`); `revision` is the SHA-256 of this."""
 
     @property
     def reads(self) -> Reads | None:
@@ -60,9 +58,3 @@ class Engine(Decider, Protocol):
         the last good one stays."""
 
     async def close(self) -> None: ...
-
-
-def archived(modules: Mapping[str, str], data_digest: str = "") -> bytes:
-    """A policy's text in one form: the modules by path, and the SHA-256 of its data, if known."""
-    content = {"modules": modules, "data": data_digest}
-    return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)

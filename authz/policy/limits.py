@@ -5,6 +5,11 @@ What cannot be done right is refused. A mistake here must refuse too much, not t
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+LARGE_DATA: Final = 256 << 10
+"""Bytes of data, as JSON, above which preparing takes seconds. With regopy 1.5, 1,000 people
+(76 KB) took 0.15 s, 3,000 0.7 s, 10,000 (760 KB) 6 s: it grows with the square."""
 
 _LACKING = re.compile(r"\b(http\.send|net\.cidr_\w+|json\.match_schema|rego\.parse_module)\s*\(")
 _COMMENT = re.compile(r'("(?:[^"\\\n]|\\.)*"|`[^`]*`)|#[^\n]*')

@@ -10,7 +10,6 @@ opa-python-client does all but the hot path. That is libcurl (pycurl): a call co
 where aiohttp's takes 300 and a change of threads, and connections go to TCP, TLS or a unix socket.
 """
 
-import hashlib
 import io
 import ssl
 import time
@@ -28,7 +27,8 @@ from opa_client.errors import ConnectionsError, RegoParseError
 from opa_client.opa_async import AsyncOpaClient
 
 from authz.errors import AuthzError, UnavailableError, UsageError
-from authz.policy.engine import Decisions, Document, Outcome, archived
+from authz.policy.archive import archive, revision
+from authz.policy.engine import Decisions, Document, Outcome
 from authz.policy.rego_ast import Reads, reads
 from authz.policy.verdict import UNDEFINED, PolicyError
 
@@ -65,6 +65,31 @@ class OpaOptions:
     cert: Path | None = None
     key: Path | None = None
 
+    @property
+    def socket(self) -> str:
+        """The path of a unix socket, or empty."""
+        return self.url.removeprefix("unix://") if self.url.startswith("unix://") else ""
+
+    @property
+    def base(self) -> str:
+        """What URLs of the API begin with."""
+        parts = urlsplit(self.url)
+        return "http://opa" if self.socket else f"{parts.scheme}://{parts.netloc}"
+
+
+def session(options: OpaOptions) -> aiohttp.ClientSession:
+    """A session with the server. Raises `UsageError` for certificates that cannot be used."""
+    if options.socket:
+        connector: aiohttp.BaseConnector = aiohttp.UnixConnector(options.socket)
+    else:
+        connector = aiohttp.TCPConnector(ssl=_tls(options))
+    headers = {"content-type": "application/json"}
+    if options.token:
+        headers["authorization"] = f"Bearer {options.token}"
+    return aiohttp.ClientSession(
+        connector=connector, headers=headers, timeout=_TIMEOUT, json_serialize=_dumps
+    )
+
 
 class OpaEngine:
     """Decides by asking OPA for `query` (``envoy/authz/allow``)."""
@@ -79,9 +104,7 @@ class OpaEngine:
         self.reads: Reads | None = None
         self._batches = False
         self._answered = b""  # OPA's last answer about its policies
-        parts = urlsplit(options.url)
-        self._socket = parts.path if parts.scheme == "unix" else None
-        self._base = "http://opa" if self._socket else f"{parts.scheme}://{parts.netloc}"
+        self._base = options.base
         self._single = f"{self._base}/v1/data/{query}"
         self._batch = f"{self._base}/v1/data/{_PACKAGE}/decisions"
         self._lines: list[_Line] = []
@@ -94,14 +117,7 @@ class OpaEngine:
     async def start(self) -> None:
         """Connect, learn about the policy, load the wrapper. Raises `AuthzError`."""
         options = self._options
-        if self._socket:
-            connector: aiohttp.BaseConnector = aiohttp.UnixConnector(self._socket)
-        else:
-            connector = aiohttp.TCPConnector(ssl=_tls(options))
-        headers = {"authorization": f"Bearer {options.token}"} if options.token else {}
-        self._session = aiohttp.ClientSession(
-            connector=connector, headers=headers, timeout=_TIMEOUT, json_serialize=_dumps
-        )
+        self._session = session(options)
         self._client = _Client(self._session, self._base)
         try:
             await self.look()
@@ -122,12 +138,12 @@ class OpaEngine:
         """Each document's decision, `UNDEFINED` for none, or what went wrong with it:
         `PolicyError` when evaluation fails, `UnavailableError` when OPA does not answer before
         `until` (`time.monotonic()`). From any thread."""
-        revision = self.revision
+        by = self.revision
         if len(documents) > 1 and self._batches:
             outcomes = self._ask_together(documents, until)
             if outcomes is not None:
-                return Decisions(revision, outcomes)
-        return Decisions(revision, [self._ask_singly(document, until) for document in documents])
+                return Decisions(by, outcomes)
+        return Decisions(by, [self._ask_singly(document, until) for document in documents])
 
     def _ask_together(self, documents: Sequence[Document], until: float) -> list[Outcome] | None:
         """None if they must be asked one by one."""
@@ -156,7 +172,7 @@ class OpaEngine:
             body = orjson.dumps({"input": document})
         except (TypeError, ValueError) as error:
             raise PolicyError(f"the input cannot be sent to OPA ({type(error).__name__})") from None
-        line = self._lines.pop() if self._lines else _Line(self._options, self._socket)
+        line = self._lines.pop() if self._lines else _Line(self._options)
         try:
             status, content = line.post(url, body, until - time.monotonic())
         finally:
@@ -187,12 +203,11 @@ class OpaEngine:
 
     def _take(self, policies: list[dict[str, Any]]) -> None:
         """What `policies` read, before anything can be decided by their revision."""
-        archive = archived({policy["id"]: policy["raw"] for policy in policies})
-        revision = hashlib.sha256(archive).hexdigest()
-        if revision != self.revision:
-            self.reads = reads([policy["ast"] for policy in policies])
-            self.archive = archive
-            self.revision = revision
+        text = archive({policy["id"]: policy["raw"] for policy in policies})
+        if text != self.archive or self.reads is None:
+            self.reads = reads([policy["ast"] for policy in policies], self._query)
+            self.archive = text
+            self.revision = revision(text)
 
     async def _load_wrapper(self, text: str) -> bool:
         try:
@@ -208,7 +223,7 @@ class OpaEngine:
 class _Line:
     """One connection to OPA. For one thread at a time."""
 
-    def __init__(self, options: OpaOptions, socket: str | None) -> None:
+    def __init__(self, options: OpaOptions) -> None:
         headers = ["content-type: application/json", "expect:"]
         if options.token:
             headers.append(f"authorization: Bearer {options.token}")
@@ -218,8 +233,8 @@ class _Line:
         curl.setopt(pycurl.NOSIGNAL, 1)
         curl.setopt(pycurl.PROXY, "")  # whatever the environment says
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, _CONNECT_MS)
-        if socket is not None:
-            curl.setopt(pycurl.UNIX_SOCKET_PATH, socket)
+        if options.socket:
+            curl.setopt(pycurl.UNIX_SOCKET_PATH, options.socket)
         files = {
             pycurl.CAINFO: options.ca, pycurl.SSLCERT: options.cert, pycurl.SSLKEY: options.key
         }  # fmt: skip

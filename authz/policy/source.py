@@ -25,7 +25,7 @@ class Policy:
 
     modules: dict[str, str]
     data: dict[str, Any]
-    data_digest: str
+    data_digest: str = ""
 
 
 def fingerprint(path: Path) -> tuple[object, ...]:

@@ -6,9 +6,9 @@ The decision document is opa-envoy-plugin's, with our `audit` object beside it.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 __all__ = ["UNDEFINED", "Audit", "PolicyError", "Undefined", "Verdict", "denial", "read_verdict"]
 
@@ -43,8 +43,7 @@ UNDEFINED: Final = Undefined.UNDEFINED
 """What an engine gives `read_verdict` when the policy decided nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
+class Audit(NamedTuple):
     """What the policy knows about who looked, at whose data, and why."""
 
     subject: str = ""
@@ -58,8 +57,7 @@ class Audit:
     tenant: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """One decision, checked: every text can be sent, every status is one Envoy knows."""
 
     allowed: bool
@@ -72,8 +70,8 @@ class Verdict:
     request_headers_to_remove: tuple[str, ...] = ()
     query_set: tuple[tuple[str, str], ...] = ()
     query_remove: tuple[str, ...] = ()
-    dynamic_metadata: dict[str, object] = field(default_factory=dict)
-    audit: Audit = field(default_factory=Audit)
+    dynamic_metadata: Mapping[str, object] = MappingProxyType({})
+    audit: Audit = Audit()
     reason_code: str = ""
     """`allowed` or `denied` if the policy said so, else why we denied."""
     plain: bool = False
@@ -83,7 +81,7 @@ class Verdict:
 
 
 _NO_AUDIT: Final = Audit()
-_AUDIT_FIELDS: Final = tuple(known.name for known in fields(Audit))
+_AUDIT_FIELDS: Final = Audit._fields
 
 
 def denial(status: int, reason_code: str, body: str = "") -> Verdict:

@@ -1,7 +1,9 @@
 """What comes in: access log entries from Envoys, and writers' acknowledged streams."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -9,14 +11,21 @@ import structlog
 from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
 from google.protobuf.message import DecodeError
 
+from authz.blocks import fault, is_blocking
 from authz.envoy.access_log import http_access, identifier, tcp_access
-from authz.journal.chain import ChainError, chain_hash, check_link
+from authz.journal.chain import (
+    ChainError,
+    Entry,
+    chain_hash,
+    check_attachment,
+    check_link,
+    split,
+)
 from authz.journal.commit import Committer
 from authz.journal.segments import JournalError
 from authz.receiver.access import access_record
-from authz.receiver.metrics import ENTRIES, LOST_MESSAGES, RECORDS, STREAMS
+from authz.receiver.metrics import BLOCKS, ENTRIES, LOST_MESSAGES, RECORDS, STREAMS
 from authz.receiver.sequence import Log, Place
-from authz.record import Record
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
 from authz.v1 import stream_pb2 as pb
@@ -31,7 +40,7 @@ class Intake:
     that is the backpressure."""
 
     def __init__(
-        self, log: Log, committer: Committer[list[Record]], resources: Resources,
+        self, log: Log, committer: Committer[list[Entry]], resources: Resources,
         key: PrivacyKey | None,
     ) -> None:  # fmt: skip
         self._log = log
@@ -40,6 +49,9 @@ class Intake:
         self._key = key
         self._writers: dict[str, asyncio.Lock] = {}
         self._keeping: set[asyncio.Task[None]] = set()
+        self._blocks = log.blocks  # as the streams were told last
+        self._telling: set[asyncio.Event] = set()
+        BLOCKS.set(len(log.blocks.blocks))
 
     async def settle(self) -> None:
         """Wait until everything read from a stream is on disk."""
@@ -80,15 +92,15 @@ class Intake:
                 await asyncio.shield(keeping)
         return b""  # an empty StreamAccessLogsResponse
 
-    def _accesses(self, message: StreamAccessLogsMessage, node: str) -> list[Record]:
+    def _accesses(self, message: StreamAccessLogsMessage, node: str) -> list[Entry]:
         entries = [http_access(entry) for entry in message.http_logs.log_entry]
         entries += [tcp_access(entry) for entry in message.tcp_logs.log_entry]
         ends = [entry for entry in entries if entry.get("end_of_stream")]
         ENTRIES.labels("end").inc(len(ends))
         ENTRIES.labels("intermediate").inc(len(entries) - len(ends))
-        return [access_record(entry, node, self._resources, self._key) for entry in ends]
+        return [(access_record(entry, node, self._resources, self._key), b"") for entry in ends]
 
-    async def _keep(self, group: list[Record]) -> None:
+    async def _keep(self, group: list[Entry]) -> None:
         """Get `group` onto the disk, however long that takes: Envoy will not send it again."""
         while group:
             try:
@@ -106,7 +118,8 @@ class Intake:
         context: "grpc.aio.ServicerContext[pb.FromWriter, pb.FromReceiver]",
     ) -> AsyncIterator[pb.FromReceiver]:
         """RecordStream.Write: see protos/authz/v1/stream.proto."""
-        hello = (await anext(aiter(messages), pb.FromWriter())).hello
+        messages = aiter(messages)
+        hello = (await anext(messages, pb.FromWriter())).hello
         if refusal := self._refusal(hello):
             logger.error("writer refused", writer=hello.writer, reason=refusal)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
@@ -118,25 +131,49 @@ class Intake:
                 reason += f" {hello.first_seq}: records between are lost"
                 logger.error("writer refused", writer=hello.writer, reason=reason)
                 await context.abort(grpc.StatusCode.DATA_LOSS, reason)
-            with STREAMS.labels("writer").track_inprogress():
+            with STREAMS.labels("writer").track_inprogress(), self._told() as changed:
                 welcome = pb.Welcome(origin=self._log.origin, taken_seq=place.seq)
                 yield pb.FromReceiver(welcome=welcome)
-                async for message in messages:
-                    try:
-                        place = await self._take(hello.writer, place, message.batch)
-                    except ChainError as error:
-                        logger.error("writer's chain is broken", error=str(error))
-                        await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
-                    except JournalError as error:
-                        await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-                    yield pb.FromReceiver(ack=pb.Ack(seq=place.seq))
+                async with contextlib.aclosing(_incoming(messages, changed)) as incoming:
+                    async for message in incoming:
+                        if message is None:
+                            now_us = time.time_ns() // 1000
+                            yield pb.FromReceiver(blocks=self._log.blocks.message(now_us))
+                            continue
+                        try:
+                            place = await self._take(hello.writer, place, message.batch)
+                        except ChainError as error:
+                            logger.error("writer's chain is broken", error=str(error))
+                            await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
+                        except JournalError as error:
+                            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+                        yield pb.FromReceiver(ack=pb.Ack(seq=place.seq))
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[asyncio.Event]:
+        """An event that is set now, and whenever the blocks have changed."""
+        changed = asyncio.Event()
+        changed.set()
+        self._telling.add(changed)
+        try:
+            yield changed
+        finally:
+            self._telling.discard(changed)
+
+    def _tell(self, _: object) -> None:
+        """Something is durable: if it changed the blocks, they are in force, and all are told."""
+        if self._log.blocks is not self._blocks:
+            self._blocks = self._log.blocks
+            BLOCKS.set(len(self._blocks.blocks))
+            for changed in self._telling:
+                changed.set()
 
     def _refusal(self, hello: pb.Hello) -> str:
         if not hello.writer or len(hello.public_key) != 32:
             return "the first message must be a Hello with the writer's id and Ed25519 key"
         if hello.origin and hello.origin != self._log.origin:
             return f"{hello.writer} is bound to {hello.origin}, this is {self._log.origin}"
-        if not self._log.pin_privacy_key(hello.privacy_key_id):
+        if hello.privacy_key_id and not self._log.pin_privacy_key(hello.privacy_key_id):
             return (
                 f"privacy key {hello.privacy_key_id} is not this deployment's"
                 f" ({self._log.privacy_key_id}); give every part the same --privacy-key"
@@ -145,16 +182,22 @@ class Intake:
 
     async def _take(self, writer: str, place: Place, batch: pb.Batch) -> Place:
         """Append what of `batch` is new; returns the writer's place once that is on disk."""
-        group = []
+        group: list[Entry] = []
         for seq, payload in enumerate(batch.records, batch.first_seq):
             if seq <= place.seq:
                 continue  # sent again after a cut: it is in the log already
             if seq != place.seq + 1:
                 raise ChainError(f"{writer}: record {place.seq + 1} is missing before {seq}")
-            group.append(check_link(payload, writer, seq, place.head))
-            place = Place(seq, chain_hash(payload))
+            form, attachment = split(payload)
+            record = check_link(form, writer, seq, place.head)
+            check_attachment(record, attachment)
+            if is_blocking(record) and (wrong := fault(record)):
+                raise ChainError(f"{writer} {seq}: {wrong}")
+            group.append((record, attachment))
+            place = Place(seq, chain_hash(form))
         if group:
             durable = self._committer.submit(group)
+            durable.add_done_callback(self._tell)
             try:
                 await asyncio.shield(durable)
             except asyncio.CancelledError:
@@ -164,3 +207,27 @@ class Intake:
                 raise
             RECORDS.labels("writer").inc(len(group))
         return place
+
+
+async def _incoming(
+    messages: AsyncIterator[pb.FromWriter], changed: asyncio.Event
+) -> AsyncGenerator[pb.FromWriter | None, None]:
+    """What the writer sends, and None each time `changed` is set, also while it sends nothing."""
+    reading = asyncio.ensure_future(anext(messages, None))
+    waiting = asyncio.ensure_future(changed.wait())
+    try:
+        while True:
+            await asyncio.wait([reading, waiting], return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                changed.clear()
+                waiting = asyncio.ensure_future(changed.wait())
+                yield None
+            if reading.done():
+                message = reading.result()
+                if message is None:
+                    return
+                yield message
+                reading = asyncio.ensure_future(anext(messages, None))
+    finally:
+        reading.cancel()
+        waiting.cancel()

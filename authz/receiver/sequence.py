@@ -2,22 +2,26 @@
 
 A record becomes part of the log by these steps, each durable before the next:
 
-1. The journal holds it under its index, in its final form (leaf bytes). From here on it is in the
-   log: writers are acknowledged. Found after a crash: it is sealed by the next start.
+1. The journal holds it under its index, in its final form (leaf bytes), with its attachment. From
+   here on it is in the log: writers are acknowledged. Found after a crash: it is sealed by the next
+   start.
 2. A signed checkpoint over it is on disk (``checkpoint``). The leaf hashes are computed from the
    journal. Found: the next start seals up to the same size, which gives the same checkpoint.
-3. Its row is in ClickHouse, then the tiles, then the checkpoint's row; all is read back. Found: the
-   next start reads back what is there and inserts what is missing.
+3. Its row is in ClickHouse, then its attachment, then the tiles, then the checkpoint's row; all is
+   read back. Found: the next start reads back what is there and inserts what is missing.
 4. ``state.json`` says the log is stored up to here: the tree's right edge, each writer's place, the
-   last `sealed_at`. Found: the next start goes on from here.
+   last `sealed_at`, who is blocked. Found: the next start goes on from here.
 5. The journal is trimmed below that. Found: nothing to do, or a segment to trim again.
 
 A start always runs the same code: read the state, walk the journal from there, seal what was sealed
-and not stored, go on.
+and not stored, go on. Writers' places and blocks are a fold over the log's records: the state has
+them as of its size, and the walk applies each record after that once. So a block is in force, or
+lifted, from step 1 on, whatever happens after.
 """
 
 import base64
 import binascii
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -26,11 +30,17 @@ from pathlib import Path
 
 import orjson
 
+from authz.blocks import Standing
 from authz.errors import UsageError
-from authz.journal.chain import RECEIVERS_FIELDS, chain_hash
+from authz.journal.chain import RECEIVERS_FIELDS, Entry, chain_hash, join, split
 from authz.journal.segments import CorruptJournalError, Journal, Reader, replace_file
 from authz.ledger import Checkpoint, NoteError, Signer, Tile, Tree, leaf_hash, open_note, sign_note
 from authz.record import Record, canonical
+
+_BATCH_BYTES: float = (
+    32 << 20
+)  # of one batch, attachments included; they are in memory while it is stored
+_READ_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,7 @@ class State:
     sealed_at: int = 0
     writers: dict[str, Place] = field(default_factory=dict)
     privacy_key_id: str = ""
+    blocks: Standing = field(default_factory=Standing)
 
     def to_json(self) -> bytes:
         return orjson.dumps(
@@ -58,6 +69,7 @@ class State:
                 "sealed_at": self.sealed_at,
                 "writers": {name: [place.seq, place.head] for name, place in self.writers.items()},
                 "privacy_key_id": self.privacy_key_id,
+                "blocks": self.blocks.to_json(),
             }
         )
 
@@ -70,15 +82,18 @@ class State:
             content["sealed_at"],
             {name: Place(*place) for name, place in content["writers"].items()},
             content["privacy_key_id"],
+            Standing.from_json(*content.get("blocks", [0, []])),  # absent before schema 2
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sealed, and to be stored: rows from index `first`, the tiles they touched, the checkpoint."""
+    """Sealed, and to be stored: rows from index `first`, their attachments by index, the tiles they
+    touched, the checkpoint."""
 
     first: int
     records: list[Record]
+    attachments: dict[int, bytes]
     tiles: list[Tile]
     note: str
     state: State
@@ -104,8 +119,9 @@ class Log:
         self.writers = dict(self.stored.writers)
         self.privacy_key_id = self.stored.privacy_key_id
         self._sealed_at = self.stored.sealed_at
+        self.blocks = self.stored.blocks  # never changed, only replaced as a whole
         self._walk(journal.reader(self.stored.tree.size))
-        self._framed: tuple[int, dict[str, Place]] = (self._sealed_at, {})
+        self._framed: tuple[int, dict[str, Place], Standing] = (self._sealed_at, {}, self.blocks)
         self._reader = journal.reader(self.stored.tree.size)
 
     @property
@@ -114,27 +130,29 @@ class Log:
 
     # Step 1: into the journal (its thread).
 
-    def frame(self, items: Sequence[Sequence[Record]], first: int) -> list[bytes]:
-        """The leaves of groups of records (each of one writer), the first at index `first`, sealed
-        at the clock's now (or the last leaf's time, when the clock went back)."""
+    def frame(self, items: Sequence[Sequence[Entry]], first: int) -> list[bytes]:
+        """The payloads of groups of records (each of one writer), the first at index `first`,
+        sealed at the clock's now (or the last leaf's time, when the clock went back)."""
         now = max(self._sealed_at, time.time_ns() // 1000)
         places: dict[str, Place] = {}
-        leaves = []
+        payloads = []
         index = first
         for group in items:
-            if place := _place(group[-1]):
-                places[str(group[-1]["writer"])] = place
-            for record in group:
+            newest = group[-1][0]
+            if place := _place(newest):
+                places[str(newest["writer"])] = place
+            for record, attachment in group:
                 record["origin"] = self._signer.name
                 record["index"] = index
                 record["sealed_at"] = now
-                leaves.append(canonical(record))
+                payloads.append(join(canonical(record), attachment))
                 index += 1
-        self._framed = (now, places)
-        return leaves
+        records = [record for group in items for record, _ in group]
+        self._framed = (now, places, self.blocks.after(records))
+        return payloads
 
     def committed(self) -> None:
-        self._sealed_at, places = self._framed
+        self._sealed_at, places, self.blocks = self._framed
         self.writers.update(places)
 
     # Steps 2 to 5: sealed and stored.
@@ -150,11 +168,13 @@ class Log:
         """
         first = self.stored.tree.size
         sealed = Checkpoint.parse(self._note).size if self._note else 0
+        max_bytes = _BATCH_BYTES
         if sealed > first:
-            limit = sealed - first  # an interrupted batch is finished as it was begun
-        leaves = self._take(limit)
-        if not leaves:
+            limit, max_bytes = sealed - first, math.inf  # it is finished as it was begun
+        payloads = self._take(limit, max_bytes)
+        if not payloads:
             return None
+        leaves, carried = zip(*map(split, payloads), strict=True)
         tree = self.stored.tree.copy()
         tiles = tree.append(leaf_hash(leaf) for leaf in leaves)
         note = sign_note(Checkpoint(self.origin, tree.size, tree.root()).text(), self._signer)
@@ -167,8 +187,9 @@ class Log:
             replace_file(self._directory / "checkpoint", note.encode(), 0o644)
             self._note = note
         records: list[Record] = [orjson.loads(leaf) for leaf in leaves]
+        attachments = {index: bytes_ for index, bytes_ in enumerate(carried, first) if bytes_}
         tiles += tree.partial_tiles()
-        return Batch(first, records, tiles, note, self._state_after(tree, records))
+        return Batch(first, records, attachments, tiles, note, self._state_after(tree, records))
 
     def finish(self, batch: Batch) -> None:
         """`batch` is in ClickHouse and read back: remember it, and let the journal forget."""
@@ -187,14 +208,20 @@ class Log:
                 replace_file(self._directory / "state.json", self.stored.to_json())
             return self.privacy_key_id == key_id
 
-    def _take(self, limit: int) -> list[bytes]:
+    def _take(self, limit: int, max_bytes: float) -> list[bytes]:
+        """Up to `limit` payloads from the first that is not stored, or until `max_bytes` are
+        reached."""
         if self._reader.number != self.stored.tree.size:
             self._reader.close()
             self._reader = self._journal.reader(self.stored.tree.size)
-        leaves: list[bytes] = []
-        while len(leaves) < limit and (more := self._reader.take(limit - len(leaves))):
-            leaves += more
-        return leaves
+        payloads: list[bytes] = []
+        while len(payloads) < limit and max_bytes > 0:
+            more = self._reader.take(limit - len(payloads), _READ_BYTES)
+            if not more:
+                break
+            payloads += more
+            max_bytes -= sum(map(len, more))
+        return payloads
 
     def _state_after(self, tree: Tree, records: Sequence[Record]) -> State:
         writers = dict(self.stored.writers)
@@ -204,12 +231,14 @@ class Log:
                 writers[str(record["writer"])] = place
         sealed_at = records[-1]["sealed_at"]
         assert isinstance(sealed_at, int)
-        return State(tree, sealed_at, writers, self.privacy_key_id)
+        blocks = self.stored.blocks.after(records)
+        return State(tree, sealed_at, writers, self.privacy_key_id, blocks)
 
     def _walk(self, reader: Reader) -> None:
-        while leaves := reader.take(1000):
-            for leaf in leaves:
-                record: Record = orjson.loads(leaf)
+        while payloads := reader.take(1000):
+            records: list[Record] = [orjson.loads(split(payload)[0]) for payload in payloads]
+            self.blocks = self.blocks.after(records)
+            for record in records:
                 place = _place(record)
                 if place:
                     self.writers[str(record["writer"])] = place

@@ -1,5 +1,6 @@
 """The record: its fields, its canonical form, and what keeps patients out of it in clear."""
 
+from authz.record.attachment import attachment_hash, is_policy, sealing_key_id
 from authz.record.canonical import canonical, clean, misfit, text
 from authz.record.schema import (
     DECIDED,
@@ -21,8 +22,11 @@ __all__ = [
     "Field",
     "Record",
     "Value",
+    "attachment_hash",
     "canonical",
     "clean",
+    "is_policy",
     "misfit",
+    "sealing_key_id",
     "text",
 ]

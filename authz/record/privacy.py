@@ -38,28 +38,37 @@ def load_key(path: Path) -> PrivacyKey:
 
     Raises `UsageError` when others may read the file or it holds something else.
     """
+    return PrivacyKey.of(load_secret(path, "privacy"))
+
+
+def load_secret(path: Path, kind: str) -> bytes:
+    """The secret of a key file: a `kind` key, as `load_key` describes."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(KEY_BYTES) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(fresh, path)  # two processes starting together agree on one key
-        except FileExistsError:
-            pass
-        finally:
-            fresh.unlink()
+        _make(path)
     if path.stat().st_mode & 0o077:
-        raise UsageError(f"{path}: others may read the privacy key; run: chmod 600 {path}")
+        raise UsageError(f"{path}: others may read the {kind} key; run: chmod 600 {path}")
     try:
         secret = bytes.fromhex(path.read_text().strip())
     except ValueError:
         secret = b""
     if len(secret) != KEY_BYTES:
         raise UsageError(
-            f"{path}: not a privacy key (64 hexadecimal digits); restore it from backup"
+            f"{path}: not a {kind} key (64 hexadecimal digits); restore it from backup"
         )
-    return PrivacyKey.of(secret)
+    return secret
+
+
+def _make(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(KEY_BYTES) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(fresh, path)  # two processes starting together agree on one key
+    except FileExistsError:
+        pass
+    finally:
+        fresh.unlink()

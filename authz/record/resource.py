@@ -6,7 +6,7 @@ an identifier or a name. FHIR R4 paths are known; other APIs add templates such 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from authz.record.fhir import OPERATIONS, RESOURCE_TYPES
@@ -16,8 +16,7 @@ _ACTIONS["DELETE"] = "D"
 _PATIENT_PARAMETERS = frozenset(("patient", "subject", "patient:Patient", "subject:Patient"))
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(NamedTuple):
     """`path` is a template; `id` is in clear unless `type` is Patient; `patients` are in clear and
     become tokens before anything is recorded; `action` is C, R, U, D or E (execute, search)."""
 

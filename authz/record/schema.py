@@ -13,7 +13,7 @@ from typing import Final, Literal
 Value = str | int | bool | list[str]
 Record = dict[str, Value]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MAX_INT: Final = 2**53 - 1  # the integers JSON readers agree on (RFC 8785, section 3.2.2.3)
 
 _LOW = "LowCardinality(String)"
@@ -28,7 +28,8 @@ class Field:
     """One field: its Python type, its ClickHouse column and its bounds.
 
     ``cap`` is the longest text in characters (of each item, for an array), or the largest integer.
-    ``items`` is the most an array holds.
+    ``items`` is the most an array holds. ``since`` is the first schema version that has the field:
+    a field is added at the end, and a migration adds its column.
     """
 
     name: str
@@ -36,10 +37,11 @@ class Field:
     column: str
     cap: int
     items: int = 0
+    since: int = 1
 
 
-def _text(name: str, column: str = _LOW, cap: int = 256) -> Field:
-    return Field(name, "text", column, cap)
+def _text(name: str, column: str = _LOW, cap: int = 256, since: int = 1) -> Field:
+    return Field(name, "text", column, cap, since=since)
 
 
 def _int(name: str, column: str = _COUNT, cap: int = MAX_INT) -> Field:
@@ -115,6 +117,8 @@ FIELDS: Final = (
     _texts("records", 100, "Array(String) CODEC(ZSTD(1))"),
     _text("evidence", _TEXT, 4096),
     _text("details", _TEXT, 65536),
+    # what is kept beside the log
+    _text("sealed", _TEXT, 64, since=2),
 )
 
 FIELD: Final[Mapping[str, Field]] = {field.name: field for field in FIELDS}

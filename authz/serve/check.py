@@ -6,20 +6,22 @@ gRPC error is never sent where a denial can be: Envoy's failure_mode_allow would
 act on. `watch_deadlines`, in a thread of its own, answers whatever takes too long.
 """
 
+import hashlib
 import os
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import orjson
 import structlog
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf.message import DecodeError
 
+from authz.blocks import Blocks
 from authz.config import ExtAuthz
 from authz.envoy.answer import answer
 from authz.envoy.check import (
@@ -30,9 +32,11 @@ from authz.envoy.check import (
     told,
     unsafe_path,
 )
+from authz.envoy.parsing import ambiguous_credentials
 from authz.errors import UnavailableError
 from authz.identity.sources import Identities, RefusedError, shown
 from authz.identity.values import NOBODY, Identity
+from authz.journal.chain import Entry
 from authz.journal.group import Ticket
 from authz.journal.segments import JournalError
 from authz.policy.engine import Decider, Document, Outcome
@@ -55,10 +59,13 @@ logger = structlog.get_logger()
 class Keeper(Protocol):
     """Makes records durable: `authz.journal.group.GroupCommit`."""
 
-    def enqueue(self, items: Sequence[Record]) -> Ticket[Record]: ...
-    def wait(self, ticket: Ticket[Record]) -> None: ...
-    def post(self, item: Record) -> None: ...
+    def enqueue(self, items: Sequence[Entry]) -> Ticket[Entry]: ...
+    def wait(self, ticket: Ticket[Entry]) -> None: ...
+    def post(self, item: Entry) -> None: ...
 
+
+Seal: TypeAlias = Callable[[Document, str], bytes]
+"""Seals an input document for the decision of this id."""
 
 _NO_FACTS = Facts()
 _NO_RESOURCE = Resource("")
@@ -87,16 +94,20 @@ class CheckService:
     """``envoy.service.auth.v3.Authorization``. `handle` runs in several threads at once."""
 
     def __init__(
-        self, config: ExtAuthz, identities: Identities, engine: Decider, keeper: Keeper,
-        key: PrivacyKey, resources: Resources, tracer: CheckTracer | None = None,
+        self, config: ExtAuthz, identities: Identities, blocks: Blocks, engine: Decider,
+        keeper: Keeper, key: PrivacyKey, resources: Resources, *, seal: Seal | None = None,
+        tracer: CheckTracer | None = None,
     ) -> None:  # fmt: skip
         self._config = config
         self._identities = identities
+        self._blocks = blocks
+        self._seal = seal
         self._tracer = tracer
         self._engine = engine
         self._keeper = keeper
         self._key = key
         self._resources = resources
+        self._trust_envoy = config.client_address == "envoy"
         self._deny_unsafe = config.unsafe_paths == "deny"
         self._budget = config.timeout_ms / 1000 - _MARGIN_SECONDS
         # Checks without an answer. Whoever takes one out answers it, and nobody else does.
@@ -172,17 +183,24 @@ class CheckService:
                 check.verdict = denial(413, "bad_request")
                 return
             document = told(CheckRequest.FromString(request))
-            check.facts = known = facts(document)
+            check.facts = known = facts(document, trust_envoy=self._trust_envoy)
+            headers = document.get("attributes", {}).get("request", {}).get("http", {})
+            headers = headers.get("headers", {})
             if not known.has_http and not self._config.tcp:
                 check.verdict = denial(400, "bad_request")
+                return
+            if ambiguous_credentials(headers.get("authorization", "")):
+                check.verdict = denial(400, "bad_request")
+                check.note = "more than one set of credentials"
                 return
             check.resource = self._resources.read(known.method, known.path)
             if self._deny_unsafe and unsafe_path(known.path):
                 check.verdict = denial(400, "unsafe_path")
                 return
             complete(document)
-            headers = document["attributes"].get("request", {}).get("http", {}).get("headers", {})
             check.identity = identity = self._identities.read(known, headers)
+            if self._blocked(check, identity.subject):
+                return
             if verified := shown(identity):
                 document["authz"] = verified
             check.document = document
@@ -202,7 +220,18 @@ class CheckService:
         revision, outcomes = self._engine.decide(documents, until)
         for check, outcome in zip(checks, outcomes, strict=True):
             check.revision = revision
-            check.verdict = self._verdict(check, outcome)
+            check.verdict = verdict = self._verdict(check, outcome)
+            # The policy may know the person by another name, which is the one on record.
+            self._blocked(check, verdict.audit.subject)
+
+    def _blocked(self, check: _Check, subject: str) -> bool:
+        """Whether `subject` is blocked; the verdict then says so."""
+        block = self._blocks.find(subject, time.time_ns() // 1000) if subject else None
+        if block is None:
+            return False
+        check.verdict = denial(403, "blocked")
+        check.note = f"blocked ({block.id}): {block.reason}"
+        return True
 
     def _verdict(self, check: _Check, outcome: Outcome) -> Verdict:
         try:
@@ -223,7 +252,7 @@ class CheckService:
         records = [(check, self._record(check)) for check in checks]
         with self._order:
             due = [(check, record) for check, record in records if check in self._open]
-            ticket = self._keeper.enqueue([record for _, record in due])
+            ticket = self._keeper.enqueue([self._entry(check, record) for check, record in due])
         try:
             self._keeper.wait(ticket)
         except JournalError as error:
@@ -232,6 +261,14 @@ class CheckService:
                 self._refuse(check, denial(503, "journal_unavailable"))
             return []
         return due
+
+    def _entry(self, check: _Check, record: Record) -> Entry:
+        """The record, with what the policy decided on, sealed, if that is wanted."""
+        if self._seal is None or check.document is None or not check.revision:
+            return record, b""
+        sealed = self._seal(check.document, check.decision_id)
+        record["sealed"] = hashlib.sha256(sealed).hexdigest()
+        return record, sealed
 
     def _answer(self, check: _Check, record: Record) -> bool:
         """Whether this is its answer, and nothing else was."""
@@ -248,7 +285,7 @@ class CheckService:
 
     def _gone(self, check: _Check) -> None:
         """Nobody got the answer. Its record is there already; this one says so."""
-        self._keeper.post(self._record(check, denial(503, "client_gone")))
+        self._keeper.post((self._record(check, denial(503, "client_gone")), b""))
 
     def _refuse(self, check: _Check, verdict: Verdict) -> None:
         """Deny for a reason of our own, recorded as soon as that is possible, without waiting.
@@ -259,7 +296,7 @@ class CheckService:
         with self._order:
             if self._open.pop(check, self) is self:
                 return
-            self._keeper.post(record)
+            self._keeper.post((record, b""))
         check.verdict = verdict
         check.exchange.answer(answer(verdict, {}))
         self._count([check])
@@ -271,16 +308,15 @@ class CheckService:
             if self._open.pop(check, self) is self:
                 return
             verdict = check.verdict = denial(500, "internal_error")
-            self._keeper.post(
-                {
-                    "kind": "decision",
-                    "time": time.time_ns() // 1000,
-                    "decision_id": check.decision_id,
-                    "enforced": True,
-                    "reason_code": verdict.reason_code,
-                    "status": verdict.http_status,
-                }
-            )
+            record: Record = {
+                "kind": "decision",
+                "time": time.time_ns() // 1000,
+                "decision_id": check.decision_id,
+                "enforced": True,
+                "reason_code": verdict.reason_code,
+                "status": verdict.http_status,
+            }
+            self._keeper.post((record, b""))
         check.exchange.answer(answer(verdict, {"decision_id": check.decision_id}))
         frames = traceback.extract_tb(error.__traceback__)
         at = [f"{frame.filename}:{frame.lineno}" for frame in frames]

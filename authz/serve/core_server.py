@@ -281,7 +281,7 @@ class CoreServer:
                 end = self._ready[0].arrived + _WAIT_SECONDS
             if waiting >= most or now >= end:
                 break
-            enough = waiting >= min(round(self._company), most)
+            enough = waiting and waiting >= min(round(self._company) - self._in_hand, most)
             # The core goes by the time of day, which may be set: never by one that was told before.
             until = 0 if enough else time.time() + end - now  # 0: what is there already
             event = self._queue.poll(until)

@@ -4,22 +4,25 @@ import asyncio
 import gc
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
 
+from authz.blocks import Blocks
 from authz.config import Config, ExtAuthz
 from authz.errors import AuthzError, UsageError
 from authz.identity.sources import Identities
-from authz.journal.chain import notice
+from authz.journal.chain import policy_notice
 from authz.policy.cache import CachedEngine
 from authz.policy.embedded import EmbeddedEngine, close_standard_output
 from authz.policy.engine import Engine
 from authz.policy.opa import OpaEngine, OpaOptions
 from authz.record.privacy import load_key
 from authz.record.resource import Resources
+from authz.record.sealing import load_sealing_key, seal
 from authz.serve import grpc_server, tls, tracing, workers
-from authz.serve.check import METHOD, CheckService
+from authz.serve.check import METHOD, CheckService, Seal
 from authz.serve.core_server import CoreServer
 from authz.serve.health import CoreHealth
 from authz.serve.metrics import DRY_RUN, JOURNAL_FILL, POLICY
@@ -48,9 +51,12 @@ async def serve(given: Config) -> None:
     writer = Writer(config)
     key = load_key(config.privacy.key or config.data_dir / "privacy.key")
     tracer = tracing.otlp(options.tracing) if options.tracing else None
-    resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
-    cached = CachedEngine(engine)
-    service = CheckService(options, identities, cached, writer.committer, key, resources, tracer)
+    blocks = Blocks.load(config.data_dir / "blocks.json")
+    service = CheckService(
+        options, identities, blocks, CachedEngine(engine), writer.committer, key,
+        Resources(config.privacy.fhir_bases, config.privacy.templates),
+        seal=_sealer(config), tracer=tracer,
+    )  # fmt: skip
     health = CoreHealth([_SERVICE])
     grpc_server.serve_metrics(options.metrics)
     DRY_RUN.set(int(options.dry_run))
@@ -59,17 +65,18 @@ async def serve(given: Config) -> None:
     server.start(options.listen, credentials)
     writer.start()
     health.set(serving=True)
+    watch = _Watch(engine, writer, health)
     loops: list[Callable[[], Awaitable[None]]] = [
         identities.watch,
-        lambda: _watch_policy(engine, writer),
-        lambda: _watch_writer(writer, health),
+        watch.policy,
+        watch.writer,
         writer.sign_heads,
     ]
-    forwarder = writer.forwarder(options, key.id) if options.receiver else None
+    forwarder = writer.forwarder(options, key.id, blocks) if options.receiver else None
     if forwarder:
         loops.append(forwarder.run)
         if options.worker == 0:
-            loops.append(lambda: _adopt(given, key.id))
+            loops.append(lambda: _adopt(given, key.id, blocks))
     _tell(options, engine)
     _spare_collections()
     async with grpc_server.until_stopped() as stopped:
@@ -120,7 +127,7 @@ def _spare_collections() -> None:
     gc.set_threshold(_COLLECT_AFTER, 20, 20)
 
 
-async def _adopt(config: Config, privacy_key_id: str) -> None:
+async def _adopt(config: Config, privacy_key_id: str, blocks: Blocks) -> None:
     """Send what is in the journals of workers that are no more, then leave them be."""
     for number in workers.left_over(config):
         writer = Writer(workers.of_worker(config, number))
@@ -128,7 +135,7 @@ async def _adopt(config: Config, privacy_key_id: str) -> None:
             logger.info("a worker's journal is adopted", worker=number)
             writer.sign_head()
             writer.committer.drain()
-            forwarder = writer.forwarder(config.ext_authz, privacy_key_id)
+            forwarder = writer.forwarder(config.ext_authz, privacy_key_id, blocks)
             running = asyncio.create_task(forwarder.run())
             while await forwarder.drain(_DRAIN_SECONDS):
                 logger.warning("a worker's journal is not sent yet", worker=number)
@@ -136,6 +143,15 @@ async def _adopt(config: Config, privacy_key_id: str) -> None:
             await asyncio.gather(running, return_exceptions=True)
         writer.close()
     await asyncio.Event().wait()
+
+
+def _sealer(config: Config) -> Seal | None:
+    """What seals inputs, if that is wanted. Raises `UsageError`."""
+    privacy = config.privacy
+    if not privacy.seal_inputs:
+        return None
+    key = load_sealing_key(privacy.sealing_key or config.data_dir / "sealing.key")
+    return partial(seal, key, bodies=privacy.seal_bodies)
 
 
 def _engine(options: ExtAuthz) -> Engine:
@@ -152,29 +168,40 @@ def _engine(options: ExtAuthz) -> Engine:
     return EmbeddedEngine(Path(options.policy), options.decision)
 
 
-async def _watch_policy(engine: Engine, writer: Writer) -> None:
-    """Notice policy changes, and record each revision that comes into force."""
-    recorded = ""
-    while True:
-        if recorded != engine.revision:
-            recorded = engine.revision
-            POLICY.clear()
-            POLICY.labels(recorded).set(1)
-            writer.committer.post(notice("policy_loaded", now_us(), {"revision": recorded}))
-            logger.info("policy in force", revision=recorded)
-        await asyncio.sleep(engine.watch_seconds)
-        try:
-            await engine.look()
-        except UsageError as error:
-            logger.error("policy not loaded; the last good one stays", error=str(error))
-        except AuthzError as error:
-            logger.error("the policy cannot be looked at", error=str(error))
+class _Watch:
+    """Keeps health, metrics and the record of the policy in force true."""
 
+    def __init__(self, engine: Engine, writer: Writer, health: CoreHealth) -> None:
+        self._engine = engine
+        self._writer = writer
+        self._health = health
+        self._decides = True
 
-async def _watch_writer(writer: Writer, health: CoreHealth) -> None:
-    """Keep health and metrics true."""
-    while True:
-        JOURNAL_FILL.set(writer.journal.fill)
-        health.set(serving=not writer.committer.failing)
-        writer.tell_lost()
-        await asyncio.sleep(_WATCH_SECONDS)
+    async def policy(self) -> None:
+        """Notice policy changes, and record each revision that comes into force."""
+        engine, recorded = self._engine, ""
+        while True:
+            if recorded != engine.revision:
+                recorded = engine.revision
+                POLICY.clear()
+                POLICY.labels(recorded).set(1)
+                self._writer.committer.post(policy_notice(now_us(), recorded, engine.archive))
+                logger.info("policy in force", revision=recorded)
+            await asyncio.sleep(engine.watch_seconds)
+            try:
+                await engine.look()
+                self._decides = True
+            except UsageError as error:
+                logger.error("policy not loaded; the last good one stays", error=str(error))
+            except AuthzError as error:
+                self._decides = False
+                logger.error("the policy cannot be looked at", error=str(error))
+
+    async def writer(self) -> None:
+        """Healthy is who can decide and record."""
+        writer = self._writer
+        while True:
+            JOURNAL_FILL.set(writer.journal.fill)
+            self._health.set(serving=self._decides and not writer.committer.failing)
+            writer.tell_lost()
+            await asyncio.sleep(_WATCH_SECONDS)

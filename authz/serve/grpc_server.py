@@ -58,7 +58,7 @@ class Health:
 
 async def start(
     listen: str, handlers: Sequence["grpc.GenericRpcHandler[Any, Any]"], health_service: Health,
-    credentials: grpc.ServerCredentials | None,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> grpc.aio.Server:  # fmt: skip
     """A started server on `listen` (``host:port`` or ``unix:///path``). Raises `UsageError`."""
     server = grpc.aio.server(options=OPTIONS)

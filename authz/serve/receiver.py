@@ -13,7 +13,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from authz.config import Config
 from authz.errors import UsageError
-from authz.journal.chain import notice
+from authz.journal.chain import Entry, notice
 from authz.journal.commit import Committer
 from authz.journal.segments import Journal, JournalError, replace_file
 from authz.ledger import NoteError, Signer
@@ -58,7 +58,7 @@ async def serve(config: Config) -> None:
     signer = load_log_key(directory / "log.key", config.receiver.origin)
     log = Log(directory, journal, signer)
     write_trust(directory / "trust.yaml", [signer])
-    committer: Committer[list[Record]] = Committer(journal, log)
+    committer: Committer[list[Entry]] = Committer(journal, log)
     sealer = Sealer(config, log, client, committer)
     key = _privacy_key(config, log)
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
@@ -92,7 +92,7 @@ async def serve(config: Config) -> None:
 
 
 async def _watch(
-    committer: Committer[list[Record]], journal: Journal, health: grpc_server.Health
+    committer: Committer[list[Entry]], journal: Journal, health: grpc_server.Health
 ) -> None:
     """Keep health and metrics true: without its journal the receiver takes nothing in."""
     while True:
@@ -105,7 +105,7 @@ class Sealer:
     """Moves what is in the journal into ClickHouse, batch by batch, until told to stop."""
 
     def __init__(
-        self, config: Config, log: Log, client: Client, committer: Committer[list[Record]]
+        self, config: Config, log: Log, client: Client, committer: Committer[list[Entry]]
     ) -> None:
         self._rows = config.receiver.batch_rows
         self._seconds = config.receiver.batch_seconds
@@ -166,7 +166,7 @@ class Sealer:
         if not self._migrated:
             migrations.migrate(self._client)
             self._migrated = True
-        self._writer.put(batch.first, batch.records, batch.tiles, batch.note)
+        self._writer.put(batch.first, batch.records, batch.tiles, batch.note, batch.attachments)
 
     def _complain(self, state: object) -> None:
         metrics.STORE_ERRORS.inc()
@@ -223,9 +223,9 @@ def _privacy_key(config: Config, log: Log) -> PrivacyKey | None:
     return key
 
 
-async def _tell_start(committer: Committer[list[Record]], log: Log, journal: Journal) -> None:
+async def _tell_start(committer: Committer[list[Entry]], log: Log, journal: Journal) -> None:
     try:
-        await committer.submit([_started(log, new=journal.next == 0)])
+        await committer.submit([(_started(log, new=journal.next == 0), b"")])
     except JournalError as error:
         if journal.next == 0:
             raise UsageError(f"the journal cannot begin: {error}") from None

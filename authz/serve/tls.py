@@ -8,7 +8,9 @@ from typing import Protocol
 import grpc
 import structlog
 
+from authz.config import ExtAuthz
 from authz.errors import UsageError
+from authz.journal.forward import CHANNEL_OPTIONS
 
 logger = structlog.get_logger()
 
@@ -111,12 +113,16 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def channel(
-    address: str, *, ca: Path | None, cert: Path | None, key: Path | None
-) -> Callable[[], grpc.aio.Channel]:
-    """Opens a channel to `address`: in plain text without `ca`, with TLS by that authority, and
-    with our own certificate if there is one. Files are read at each opening. Raises `UsageError`
-    now if they cannot be."""
+def to_receiver(options: ExtAuthz) -> Callable[[], grpc.aio.Channel]:
+    """Opens a channel to the receiver of `options`: in plain text without `receiver_ca`, otherwise
+    with TLS by that authority, and with our own certificate if there is one. Files are read at each
+    opening. Raises `UsageError` now if they cannot be."""
+    address = options.receiver
+    if address is None:
+        raise UsageError("--receiver is missing: host:port or unix:///path")
+    files = (options.receiver_ca, options.receiver_key, options.receiver_cert)
+    if options.receiver_ca is None and any(files):
+        raise UsageError("ext_authz.receiver_ca is missing: without it, there is no TLS")
 
     def read(path: Path | None) -> bytes | None:
         if path is None:
@@ -127,11 +133,11 @@ def channel(
             raise UsageError(f"{path}: {error.strerror}") from None
 
     def open_channel() -> grpc.aio.Channel:
-        if ca is None:
-            return grpc.aio.insecure_channel(address)
-        credentials = grpc.ssl_channel_credentials(read(ca), read(key), read(cert))
-        return grpc.aio.secure_channel(address, credentials)
+        if options.receiver_ca is None:
+            return grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+        credentials = grpc.ssl_channel_credentials(*map(read, files))
+        return grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
 
-    for path in (ca, cert, key):
+    for path in files:
         read(path)
     return open_channel

@@ -30,11 +30,14 @@ def of_worker(config: Config, number: int) -> Config:
     if number == 0:
         return config
     options = config.ext_authz
-    key = config.privacy.key or config.data_dir / "privacy.key"
+    keys = {
+        "key": config.privacy.key or config.data_dir / "privacy.key",
+        "sealing_key": config.privacy.sealing_key or config.data_dir / "sealing.key",
+    }
     return config.model_copy(
         update={
             "data_dir": config.data_dir / f"worker-{number}",
-            "privacy": config.privacy.model_copy(update={"key": key}),
+            "privacy": config.privacy.model_copy(update=keys),
             "ext_authz": options.model_copy(
                 update={
                     "listen": _further(options.listen, number),

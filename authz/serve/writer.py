@@ -7,13 +7,13 @@ from importlib.metadata import version
 
 import structlog
 
+from authz.blocks import Blocks
 from authz.config import Config, ExtAuthz
 from authz.errors import UsageError
-from authz.journal.chain import Chain, load_identity, notice
+from authz.journal.chain import Chain, Entry, load_identity, notice
 from authz.journal.forward import Forwarder
 from authz.journal.group import GroupCommit
 from authz.journal.segments import Journal, JournalError
-from authz.record import Record
 from authz.serve import tls
 
 _BELL_SECONDS = 0.02  # records that are durable wait this long for others before they are sent
@@ -38,7 +38,7 @@ class Writer:
                 f"--data-dir {directory}: {error.strerror}; choose a directory this user may write"
             ) from None
         self._chain = Chain(self._identity.writer, self.journal)
-        self.committer: GroupCommit[Record] = GroupCommit(self.journal, self._chain)
+        self.committer: GroupCommit[Entry] = GroupCommit(self.journal, self._chain)
         self._head_seconds = config.ext_authz.head_seconds
         self._signed = 0
         self._told_lost = 0
@@ -46,25 +46,22 @@ class Writer:
     def start(self) -> None:
         """Announce the key that signs this writer's heads."""
         try:
-            self.committer.commit([self._identity.start_notice(now_us(), version("authz"))])
+            started = self._identity.start_notice(now_us(), version("authz"))
+            self.committer.commit([(started, b"")])
         except JournalError as error:
             if self.journal.next == 1:
                 raise UsageError(f"the journal cannot begin: {error}") from None
             # The key was announced at the first start. A full journal empties once this is up.
             logger.error("this start is not on record", error=str(error))
 
-    def forwarder(self, options: ExtAuthz, privacy_key_id: str) -> Forwarder:
+    def forwarder(self, options: ExtAuthz, privacy_key_id: str, blocks: Blocks) -> Forwarder:
         """What sends the journal to the receiver of `options`. Raises `UsageError`."""
-        assert options.receiver is not None
         durable = asyncio.Event()
         self.committer.on_durable = _bell(durable)
-        connect = tls.channel(
-            options.receiver,
-            ca=options.receiver_ca,
-            cert=options.receiver_cert,
-            key=options.receiver_key,
+        connect = tls.to_receiver(options)
+        return Forwarder(
+            self.journal, self._identity, privacy_key_id, connect, durable, blocks.replace
         )
-        return Forwarder(self.journal, self._identity, privacy_key_id, connect, durable)
 
     def close(self) -> None:
         self.committer.close()
@@ -80,14 +77,15 @@ class Writer:
         seq, head = self._chain.place
         if seq > self._signed:
             self._signed = seq + 1  # the notice itself does not count as a move
-            self.committer.post(self._identity.head_notice(now_us(), seq, head))
+            self.committer.post((self._identity.head_notice(now_us(), seq, head), b""))
 
     def tell_lost(self) -> None:
         """Record how much could not be recorded, as soon as that can be: which is also how a
         writer that gets no requests any more finds out that it can write again."""
         if lost := self.committer.lost - self._told_lost:
             try:
-                self.committer.commit([notice("journal_unavailable", now_us(), {"records": lost})])
+                told = notice("journal_unavailable", now_us(), {"records": lost})
+                self.committer.commit([(told, b"")])
             except JournalError:
                 return
             self._told_lost += lost

@@ -67,18 +67,32 @@ _SEALED_ORIGINALS = f"""CREATE TABLE IF NOT EXISTS sealed_originals (
 
 
 def _audit_log() -> str:
-    columns = ",\n  ".join(f"`{field.name}` {field.column}" for field in FIELDS)
+    fields = [field for field in FIELDS if field.since == 1]
+    columns = ",\n  ".join(f"`{field.name}` {field.column}" for field in fields)
     return _AUDIT_LOG.format(columns=columns, indexes=",\n  ".join(_INDEXES), synced=_SYNCED)
 
 
-def _view(name: str, kind: str) -> str:
-    return f"CREATE VIEW IF NOT EXISTS {name} AS SELECT * FROM audit_log WHERE kind = '{kind}'"
+# A view's columns are those that its table had when the view was made.
+_KINDS = {
+    "decisions": "decision",
+    "accesses": "access",
+    "disclosures": "disclosure",
+    "findings": "finding",
+    "notices": "notice",
+}
+
+
+def _views(create: str) -> list[str]:
+    told = [
+        f"{create} {name} AS SELECT * FROM audit_log WHERE kind = '{kind}'"
+        for name, kind in _KINDS.items()
+    ]
+    return [*told, f"{create} requests AS {_REQUESTS}"]
 
 
 # Accesses carry their decision's values, so no join is needed; a decision stands for itself until
 # (or unless) its access arrives.
-_REQUESTS = """CREATE VIEW IF NOT EXISTS requests AS
-SELECT * FROM audit_log
+_REQUESTS = """SELECT * FROM audit_log
 WHERE kind = 'access' OR (kind = 'decision' AND decision_id NOT IN (
   SELECT decision_id FROM audit_log WHERE kind = 'access' AND decision_id != ''))"""
 
@@ -102,14 +116,33 @@ GROUP BY hour, tenant, subject, resource_type, action, allowed"""
 
 
 def _first() -> list[str]:
-    kinds = {"decisions": "decision", "accesses": "access", "disclosures": "disclosure"}
-    kinds |= {"findings": "finding", "notices": "notice"}
     tables = [_audit_log(), _CHECKPOINTS, _TILES, _POLICIES, _SEALED_ORIGINALS]
-    views = [_view(name, kind) for name, kind in kinds.items()]
-    return [*tables, *views, _REQUESTS, _ACTIVITY, _ACTIVITY_VIEW]
+    return [*tables, *_views("CREATE VIEW IF NOT EXISTS"), _ACTIVITY, _ACTIVITY_VIEW]
 
 
-MIGRATIONS: tuple[Callable[[], list[str]], ...] = (_first,)
+def _add_columns(since: int) -> list[str]:
+    """The fields that schema version `since` of the record brought, and views that show them."""
+    fields = [field for field in FIELDS if field.since == since]
+    added = [f"ADD COLUMN IF NOT EXISTS `{field.name}` {field.column}" for field in fields]
+    return [f"ALTER TABLE audit_log {', '.join(added)}", *_views("CREATE OR REPLACE VIEW")]
+
+
+# Sealed inputs expire by themselves where the operator sets a TTL; a whole month goes at once. The
+# decisions' ids grow with time, as `index` does, so the skip index finds a range in few granules.
+_SEALED_BY_INDEX = (
+    "ALTER TABLE sealed_originals ADD COLUMN IF NOT EXISTS origin LowCardinality(String)",
+    "ALTER TABLE sealed_originals ADD COLUMN IF NOT EXISTS `index` UInt64",
+    "ALTER TABLE sealed_originals ADD INDEX IF NOT EXISTS by_index `index` TYPE minmax",
+    "ALTER TABLE sealed_originals MODIFY SETTING ttl_only_drop_parts = 1",
+)
+
+
+def _attachments() -> list[str]:
+    """What records carry along."""
+    return [*_add_columns(2), *_SEALED_BY_INDEX]
+
+
+MIGRATIONS: tuple[Callable[[], list[str]], ...] = (_first, _attachments)
 VERSION = len(MIGRATIONS)
 
 _VERSIONS = """CREATE TABLE IF NOT EXISTS schema_versions (

@@ -2,17 +2,18 @@
 
 A batch is rows `first` to `end` of one origin. After an answer that is not a clear yes, whatever
 query may still be running is stopped, the range is read back from the same server, and only what
-is missing is inserted. Tiles and checkpoints may be written twice: the same row again is harmless.
+is missing is inserted; so it is with the records' attachments. Tiles and checkpoints may be written
+twice: the same row again is harmless.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from clickhouse_driver import Client
 
 from authz.ledger import Tile
 from authz.record import Record
-from authz.store import rows
+from authz.store import attachments, rows
 from authz.store.client import QUERY_ERRORS
 
 
@@ -26,27 +27,36 @@ class StoreWriter:
         self._attempts = itertools.count()
         self._unclear = True  # an earlier process may have left an insert running
 
-    def put(self, first: int, records: Sequence[Record], tiles: Sequence[Tile], note: str) -> None:
-        """Store a batch: the rows of `records` (from index `first`), then tiles, then checkpoint.
+    def put(
+        self, first: int, records: Sequence[Record], tiles: Sequence[Tile], note: str,
+        carried: Mapping[int, bytes],
+    ) -> None:  # fmt: skip
+        """Store a batch: the rows of `records` (from index `first`), then what they carried along
+        (by index), then tiles, then checkpoint.
 
         Returns once all of it has been read back. Safe to repeat after any error.
         """
         end = first + len(records)
+        found = attachments.Attachments.of(records, carried)
+        ids = (f"{self._prefix}{first}-{end}:{number}" for number in self._attempts)
         try:
-            self._put_rows(first, end, records)
+            if self._unclear:
+                self._stop_running()
+            self._put_rows(first, end, records, next(ids))
+            attachments.put(self._client, self._origin, found, ids, unclear=self._unclear)
             self._put_tiles(tiles)
             self._put_checkpoint(end, note)
             self._read_back(first, end)
+            attachments.read_back(self._client, self._origin, found)
         except QUERY_ERRORS:
             self._unclear = True
             self._client.disconnect()
             raise
         self._unclear = False
 
-    def _put_rows(self, first: int, end: int, records: Sequence[Record]) -> None:
+    def _put_rows(self, first: int, end: int, records: Sequence[Record], query_id: str) -> None:
         missing = records
         if self._unclear:
-            self._stop_running()
             present = rows.indexes(self._client, self._origin, first, end)
             missing = [record for record in records if record.get("index", 0) not in present]
         if missing:
@@ -54,7 +64,7 @@ class StoreWriter:
                 rows.INSERT,
                 rows.to_columns(missing),
                 columnar=True,
-                query_id=f"{self._prefix}{first}-{end}:{next(self._attempts)}",
+                query_id=query_id,
             )
 
     def _stop_running(self) -> None:

@@ -11,6 +11,7 @@
 5. Each writer's sequence, chain and signed heads are followed; `sealed_at` may never decrease.
 6. The tiles above the leaves are compared with those recomputed.
 7. Rows beyond the newest checkpoint must be covered by one within 10 s.
+8. What the records carried along and is still there must be what they name.
 
 Rows are streamed; what is held is one chunk and the trees' edges. While that goes on, decisions and
 accesses of all logs are held against each other (`authz.reconcile`).
@@ -31,6 +32,7 @@ from authz.record import Record, canonical
 from authz.record import text as as_text
 from authz.store import rows
 from authz.trust import TrustedLog
+from authz.verify.attachments import Attachments
 from authz.verify.chains import Chains
 from authz.verify.report import MAX_FINDINGS, Finding, LogReport, Report
 
@@ -101,6 +103,7 @@ class _LogCheck:
     report: LogReport = field(init=False)
     roots: dict[int, bytes] = field(default_factory=dict)
     chains: Chains = field(default_factory=Chains)
+    attachments: Attachments = field(init=False)
     tree: Tree = field(default_factory=Tree)  # as the tiles have it
     told: Tree | None = None  # as the rows have it, from the first record where they differ
     differing: list[int] = field(default_factory=list)  # where rows and tiles do, no root judged it
@@ -110,6 +113,7 @@ class _LogCheck:
 
     def __post_init__(self) -> None:
         self.report = LogReport(self.log.origin)
+        self.attachments = Attachments(self.client, self.log.origin)
 
     def begin(self) -> int:
         """Step 1; returns how many records there are to check."""
@@ -157,7 +161,7 @@ class _LogCheck:
             self._find("fork", -1, -1, f"size {size} was accepted before with another root")
 
     def run(self) -> Iterator[int]:
-        """Steps 2 to 7; yields how many more records are done."""
+        """Steps 2 to 8; yields how many more records are done."""
         size = self.report.size
         for first in range(0, size, _CHUNK):
             end = min(first + _CHUNK, size)
@@ -165,6 +169,8 @@ class _LogCheck:
             yield end - first
         self._upper_tiles()
         self._unsealed()
+        for index, text in self.attachments.policies():
+            self._find("policy_text", index, index, text)
         self.report.writers = len(self.chains)
 
     def _chunk(self, first: int, end: int) -> None:
@@ -182,6 +188,8 @@ class _LogCheck:
             if row is not None and tile is not None and row != tile:
                 self.differing.append(first + place)
         self._advance(first, end, told, tiles)
+        for index, text in self.attachments.sealed(first, end):
+            self._find("sealed_original", index, index, text)
 
     def _record(self, record: Record, first: int, told: list[bytes | None]) -> None:
         index = record.get("index", 0)
@@ -205,6 +213,7 @@ class _LogCheck:
             for kind, text in self.chains.check(record):
                 self._find(kind, index, index, text)
             self.reconciler.add(record)
+            self.attachments.add(record, index)
 
     def _leaf_tiles(self, first: int, end: int) -> list[bytes | None]:
         """The leaf hashes in the log's tiles; None where there is no tile."""

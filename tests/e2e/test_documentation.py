@@ -103,6 +103,7 @@ def parts(tmp_path_factory) -> Iterator[Parts]:
     *serves, verify = commands(Block(README, "sh", text))
     assert [line.split()[2] for line in serves] == ["clickhouse", "receiver", "ext-authz"]
     with world() as ours:
+        ours.environment["XDG_STATE_HOME"] = str(directory / "state")
         ours.environment["PATH"] = f"{directory / 'bin'}{os.pathsep}{ours.environment['PATH']}"
         started = []
         try:
@@ -114,6 +115,7 @@ def parts(tmp_path_factory) -> Iterator[Parts]:
                     address = line.partition("--listen ")[2].split()[0]
                     port = int(address.rpartition(":")[2])
                     assert until(lambda port=port: listens(port), 30), line
+                    ours.environment[line.split()[2].upper().replace("-", "_")] = address
             yield Parts(directory, ours, ours.environment["STORE"], address, verify)
         finally:
             for process in reversed(started):
@@ -178,10 +180,14 @@ def test_the_state_that_verify_leaves(parts, checked):
 
 
 @pytest.mark.parametrize("block", [b for b in SHELL if kind(b) == "script"], ids=str)
-def test_commands(parts, checked, tmp_path, block):
+def test_commands(parts, checked, tmp_path, block, request):
     """A block of commands runs from its first line to its last, where its files are there."""
+    environment = dict(parts.world.environment)
+    if "authz policy" in block.text:
+        opa = Path(request.getfixturevalue("opa"))
+        environment["PATH"] += f"{os.pathsep}{opa.parent}"
     shutil.copy(parts.directory / "data" / "receiver" / "trust.yaml", tmp_path / "trust.yaml")
-    done = run(["sh", "-eu", "-c", block.text], parts.world, cwd=tmp_path)
+    done = run(["sh", "-eu", "-c", block.text], parts.world, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

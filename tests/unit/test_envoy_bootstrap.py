@@ -85,17 +85,20 @@ def test_envoy_accepts_the_bootstrap(tmp_path, document):
     assert_accepted(validate(render(TEMPLATE, values(tmp_path)), tmp_path))
 
 
-def test_envoy_accepts_the_readmes_tls_blocks(tmp_path, document):
-    """The TLS blocks of the README fit where it says they go."""
+def test_envoy_accepts_the_readmes_blocks(tmp_path, document):
+    """The TLS blocks and the TCP listener of the README fit where it says they go."""
     make_certificates(tmp_path)
     blocks = re.findall(r"^```yaml\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    downstream, upstream = (
+    downstream, upstream, listener = (
         yaml.safe_load(block.replace("/etc/authz/tls", str(tmp_path))) for block in blocks
     )
     document["static_resources"]["listeners"][0]["filter_chains"][0] |= downstream
     for cluster in document["static_resources"]["clusters"]:
         if cluster["name"] in {"authz", "receiver"}:
             cluster.update(upstream)
+    database = {**document["static_resources"]["clusters"][2], "name": "database"}
+    document["static_resources"]["clusters"].append(database)
+    document["static_resources"]["listeners"].append(listener)
     assert_accepted(validate(yaml.safe_dump(document), tmp_path))
 
 

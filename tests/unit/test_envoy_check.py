@@ -454,6 +454,18 @@ def test_facts_read_raw_headers():
         "/a?q#b",
         "/a%252fb",
         "/a%2541",
+        "/a%25%32%66b",
+        "/a%252%66b",
+        "/a%2%35%32fb",
+        "/a%25u002fb",
+        "/a%23",
+        "/a%3Fb",
+        "/a!",
+        "a",
+        "a/b",
+        "?a",
+        "http://a/b",
+        "*/a",
         "/%ff",
         "/%c0%af",
         "/%c0%ae%c0%ae",
@@ -482,6 +494,7 @@ def test_unsafe_paths_are_seen(path):
         "/%C3%A9/O%27Brien%20x",
         "/é",
         "/100%25",
+        "/a%21",
         "/a%25zz",
         "/fhir/$everything",
         "/.well-known/x",
@@ -530,7 +543,9 @@ def test_facts_of_a_request():
     request.attributes.request.http.headers.update(
         {"x-request-id": "r1", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
     )
+    traceparent = request.attributes.request.http.headers["traceparent"]
     assert facts(told(request)) == Facts(
+        traceparent=traceparent,
         time_us=1_795_395_723_000_456,
         method="GET",
         host="ehr.local",

@@ -1,5 +1,7 @@
 """A writer's chain: lost, reordered, changed and invented records show."""
 
+import hashlib
+
 import orjson
 import pytest
 from hostile import RECORDS
@@ -7,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authz.errors import UsageError
-from authz.journal.chain import Chain, ChainError, chain_hash, check_link, load_identity
+from authz.journal.chain import (
+    Chain,
+    ChainError,
+    chain_hash,
+    check_attachment,
+    check_link,
+    join,
+    load_identity,
+    policy_notice,
+    split,
+)
 from authz.journal.segments import Journal
 from authz.record import canonical
 
@@ -18,7 +30,7 @@ def linked(directory, records):
     """The payloads of a new chain of `records`."""
     journal = Journal(directory)
     chain = Chain(ME, journal)
-    payloads = chain.frame(records, journal.next)
+    payloads = chain.frame([(record, b"") for record in records], journal.next)
     journal.append(payloads)
     chain.committed()
     journal.close()
@@ -126,7 +138,7 @@ def test_chain_goes_on_after_a_restart(tmp_path):
     journal.trim(journal.next)
     chain = Chain(ME, journal)
     assert chain.place == (2, prev)
-    follow(chain.frame([{"reason": "c"}], journal.next), first=3, prev=prev)
+    follow(chain.frame([({"reason": "c"}, b"")], journal.next), first=3, prev=prev)
     journal.close()
 
 
@@ -134,8 +146,8 @@ def test_failed_write_leaves_the_chain(tmp_path):
     """A batch that was framed and not written does not move the chain."""
     journal = Journal(tmp_path)
     chain = Chain(ME, journal)
-    chain.frame([{"reason": "lost"}], 1)
-    [payload] = chain.frame([{"reason": "kept"}], 1)
+    chain.frame([({"reason": "lost"}, b"")], 1)
+    [payload] = chain.frame([({"reason": "kept"}, b"")], 1)
     journal.append([payload])
     chain.committed()
     assert chain.place == (1, chain_hash(payload))
@@ -164,3 +176,52 @@ def test_identity_is_kept(tmp_path):
 def test_identities_differ(tmp_path):
     """Two writers never share an id."""
     assert load_identity(tmp_path / "a").writer != load_identity(tmp_path / "b").writer
+
+
+@given(RECORDS, st.binary(max_size=64))
+def test_payload_is_split_where_it_was_joined(record, attachment):
+    """Whatever a record and its attachment hold, both come out of the payload as they went in."""
+    form = canonical(record)
+    assert split(join(form, attachment)) == (form, attachment)
+
+
+def test_chain_goes_on_after_an_attachment(tmp_path):
+    """What is chained is the record alone, also when the next process reads it off the journal."""
+    journal = Journal(tmp_path)
+    payloads = Chain(ME, journal).frame([({"reason": "a"}, b"b\nc"), ({"reason": "d"}, b"")], 1)
+    journal.append(payloads[:1])
+    prev = follow([split(payload)[0] for payload in payloads[:1]])
+    assert Chain(ME, journal).place == (1, prev)
+    follow(payloads[1:], 2, prev)
+    journal.close()
+
+
+SEALED = b"0123abcd.x"
+DECISION = {"kind": "decision", "sealed": hashlib.sha256(SEALED).hexdigest()}
+
+
+def test_attachments_that_are_named():
+    """An attachment passes if the record names it, and a policy also without."""
+    check_attachment(DECISION, SEALED)
+    check_attachment({"kind": "decision"}, b"")
+    check_attachment(*policy_notice(1, hashlib.sha256(b"text").hexdigest(), b"text"))
+    check_attachment(*policy_notice(1, "any name"))
+
+
+@pytest.mark.parametrize(
+    ("record", "attachment"),
+    [
+        (DECISION, SEALED + b"x"),
+        (DECISION, b""),
+        (DECISION | {"sealed": DECISION["sealed"].upper()}, SEALED),
+        (DECISION | {"kind": "access"}, SEALED),
+        ({"kind": "decision"}, b"x"),
+        ({"kind": "notice", "event": "chain_head"}, b"x"),
+        (policy_notice(1, "any name")[0], b"x"),
+        ({"kind": "access", "policy_revision": hashlib.sha256(b"x").hexdigest()}, b"x"),
+    ],
+)
+def test_attachments_that_are_not(record, attachment):
+    """Bytes that no record names are refused, and a sealed input that is not brought."""
+    with pytest.raises(ChainError):
+        check_attachment(record, attachment)

@@ -1,6 +1,7 @@
 """Into ClickHouse exactly once, whatever happens to the connection."""
 
 import contextlib
+import hashlib
 import socket
 import threading
 from urllib.parse import urlsplit
@@ -8,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 from logs import SIGNER, TRUST, TestLog
 
+from authz.journal.chain import policy_notice
 from authz.store.client import QUERY_ERRORS, connect
 from authz.store.writer import StoreWriter
 from authz.verify import verify_store
@@ -66,6 +68,21 @@ def log(tmp_path, database):
     log.writer_journal.close()
 
 
+def named(attachment):
+    return hashlib.sha256(attachment).hexdigest()
+
+
+def written(log, number):
+    """30 records of a writer: 10 bring a sealed input along, and one of the others a policy."""
+    entries = [({"kind": "decision", "reason": f"{number} {n}"}, b"") for n in range(19)]
+    for n in range(10):
+        sealed = b"0123abcd." + bytes([number, n]) * 400
+        decision = {"kind": "decision", "decision_id": f"{number} {n}", "sealed": named(sealed)}
+        entries.append((decision, sealed))
+    text = b"package p%d" % number
+    return log.written_entries([*entries, policy_notice(number, named(text), text)])
+
+
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_cut_at_every_point(log, database, direction):
     """Cut before, during or after any of a batch's statements, in either direction, and tried
@@ -76,12 +93,12 @@ def test_cut_at_every_point(log, database, direction):
     cuts = 0
     step = 331 if direction == "up" else 71
     for attempt in range(ROUNDS):
-        log.append([{"kind": "access", "reason": f"{attempt} {n}"} for n in range(30)])
+        log.append_entries(written(log, attempt))
         batch = log.log.seal(1000)
         setattr(proxy, direction, 1 + attempt * step)
         for _ in range(10):
             try:
-                writer.put(batch.first, batch.records, batch.tiles, batch.note)
+                writer.put(batch.first, batch.records, batch.tiles, batch.note, batch.attachments)
                 break
             except QUERY_ERRORS:
                 cuts += 1
@@ -96,6 +113,10 @@ def test_cut_at_every_point(log, database, direction):
     assert (count, distinct) == (ROUNDS * 30, ROUNDS * 30)
     [(size,)] = log.client.execute("SELECT max(size) FROM checkpoints")
     assert size == ROUNDS * 30
+    kept = "SELECT count(), uniqExact(index), uniqExact(key_id) FROM sealed_originals"
+    assert log.client.execute(kept) == [(ROUNDS * 10, ROUNDS * 10, 1)]
+    [(policies,)] = log.client.execute("SELECT count() FROM policies")
+    assert policies == ROUNDS
     report = verify_store(log.client, TRUST)
     assert (report.findings, report.logs[0].doubles) == ([], 0)
     assert cuts > 10, "the test did cut"
@@ -106,7 +127,7 @@ def test_repeated_put_doubles_nothing(log):
     log.append([{"kind": "access"}] * 10)
     batch = log.log.seal(100)
     for _ in range(3):
-        log.writer.put(batch.first, batch.records, batch.tiles, batch.note)
+        log.writer.put(batch.first, batch.records, batch.tiles, batch.note, batch.attachments)
         log.restart()
     [(count,)] = log.client.execute("SELECT count() FROM audit_log")
     assert count == 10
@@ -116,8 +137,62 @@ def test_part_of_a_batch_is_completed(log):
     """Rows that landed are kept, and those missing are added."""
     log.append([{"kind": "access", "reason": str(n)} for n in range(20)])
     batch = log.log.seal(100)
-    log.writer.put(batch.first, batch.records[:7], [], batch.note)
+    log.writer.put(batch.first, batch.records[:7], [], batch.note, {})
     log.restart()
-    log.writer.put(batch.first, batch.records, batch.tiles, batch.note)
+    log.writer.put(batch.first, batch.records, batch.tiles, batch.note, batch.attachments)
     rows = log.client.execute("SELECT index, reason FROM audit_log ORDER BY index")
     assert rows == [(n, str(n)) for n in range(20)]
+
+
+def test_policies_are_kept_once(log):
+    """However often and by whomever a revision is told, its text is one row, first seen then."""
+    text = b"package a"
+    for _ in range(3):
+        entry = policy_notice(1, named(text), text)
+        log.append_entries(log.written_entries([entry, policy_notice(2, named(text), text)]))
+        log.seal()
+        log.restart()
+    rows = log.client.execute("SELECT revision, text, toUnixTimestamp64Micro(first_seen)"
+                              " FROM policies")  # fmt: skip
+    [(seen,)] = log.client.execute("SELECT toUnixTimestamp64Micro(min(sealed_at)) FROM audit_log")
+    assert rows == [(named(text), text.decode(), seen)]
+
+
+def test_any_bytes_can_be_sealed(log):
+    """What a sealed input holds comes back byte by byte, with its record's id and time."""
+    sealed_ones = [
+        b"\n",
+        b"\0" * 5,
+        b"\xff\xfe\n\n",
+        bytes(range(256)) * 50,
+        b"abcdef01." + b"\x80",
+    ]
+    decision = {"kind": "decision", "decision_id": "d"}
+    entries = [(decision | {"sealed": named(sealed)}, sealed) for sealed in sealed_ones]
+    log.append_entries(log.written_entries(entries))
+    log.seal()
+    rows = log.client.execute(
+        "SELECT ciphertext, key_id, sealed_at = audit_log.sealed_at FROM sealed_originals"
+        " JOIN audit_log USING (origin, index) ORDER BY index",
+        settings={"strings_as_bytes": True},
+    )
+    assert rows == [(s, b"abcdef01" if s.startswith(b"abc") else b"", 1) for _, s in entries]
+
+
+def test_a_batch_is_bounded_in_bytes(log, monkeypatch):
+    """Large attachments make smaller batches; one that was begun is finished as it was begun."""
+    monkeypatch.setattr("authz.receiver.sequence._BATCH_BYTES", 10_000)
+    monkeypatch.setattr("authz.receiver.sequence._READ_BYTES", 1000)
+    entries = []
+    for n in range(40):
+        sealed = bytes([n]) * 3000
+        entries.append(
+            ({"kind": "decision", "decision_id": str(n), "sealed": named(sealed)}, sealed)
+        )
+    log.append_entries(log.written_entries(entries))
+    first = log.log.seal(1000)
+    assert 3 <= len(first.records) < 6
+    monkeypatch.setattr("authz.receiver.sequence._BATCH_BYTES", 1)
+    log.restart()
+    again = log.log.seal(1000)
+    assert (again.note, again.attachments) == (first.note, first.attachments)

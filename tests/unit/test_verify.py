@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import hashlib
 
 import orjson
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from logs import SIGNER, TRUST, TestLog
 
-from authz.journal.chain import chain_hash, head_text
+from authz.journal.chain import chain_hash, head_text, policy_notice
 from authz.ledger import Checkpoint, Signer, sign_note, tree_hash
-from authz.record import FIELDS, canonical
+from authz.record import FIELDS, attachment_hash, canonical
 from authz.store import rows
 from authz.store.client import connect
 from authz.trust import TrustedLog
@@ -22,8 +23,10 @@ from authz.verify import verify_store
 BATCHES = (1, 255, 44, 300, 100)
 SIZE = sum(BATCHES)
 ORIGIN = SIGNER.name
-TABLES = ("audit_log", "tiles", "checkpoints")
+TABLES = ("audit_log", "tiles", "checkpoints", "policies", "sealed_originals")
 NOW = 1_700_000_000_000_000
+CARRIED = {hashlib.sha256(text).hexdigest(): text for text in (b"0123abcd.sealed", b"package a")}
+SEALED, REVISION = CARRIED
 
 
 def exchange(number):
@@ -43,6 +46,12 @@ def exchange(number):
     return decision, access | {"kind": "access", "writer": "envoy:e"}
 
 
+def written(log, records):
+    """`records` as the writer's, with what they carry along."""
+    entries = [(record, CARRIED.get(attachment_hash(record), b"")) for record in records]
+    return [record for record, _ in log.written_entries(entries)]
+
+
 def fill(log, spoil=None):
     """`SIZE` records of a writer with its signed heads, and of Envoy, in `BATCHES`. `spoil` does
     to the writer's records what a dishonest receiver could."""
@@ -51,28 +60,28 @@ def fill(log, spoil=None):
     payloads = []
     while len(mine) + len(theirs) < SIZE:
         decision, access = exchange(number)
-        mine.append(decision)
+        mine.append(decision | ({"sealed": SEALED} if number in (50, 150) else {}))
         theirs.append(access)
         number += 1
         if number % 40 == 0:
-            payloads += log.written(mine)
+            payloads += written(log, mine)
             # Others came in between: a head is seldom that of the record just before.
             seq, head = log.chain.place
-            payloads += log.written([{"kind": "notice", "event": "between"}])
+            payloads += written(log, [policy_notice(NOW, REVISION)[0]])
             mine = [log.identity.head_notice(NOW, seq, head)]
             theirs = theirs[:-2]
             payloads += theirs
             theirs = []
             if len(payloads) > SIZE:
                 break
-    payloads += log.written(mine) + theirs
+    payloads += written(log, mine) + theirs
     if spoil:
         payloads = spoil(payloads)
     payloads = payloads[:SIZE]
     for size in BATCHES:
         group, payloads = payloads[:size], payloads[size:]
         for record in group:
-            log.append([dict(record)])
+            log.append_entries([(dict(record), CARRIED.get(attachment_hash(record), b""))])
         log.seal()
 
 
@@ -614,3 +623,48 @@ def test_bound_on_findings(client):
     [log] = report.logs
     assert len(log.findings) == 100
     assert log.more_findings > 500
+
+
+def sealed_at_index(client):
+    rows = client.execute("SELECT index, sealed FROM audit_log WHERE sealed != '' ORDER BY index")
+    assert [sealed for _, sealed in rows] == [SEALED] * 2
+    assert client.execute("SELECT index FROM sealed_originals ORDER BY index") == [
+        (index,) for index, _ in rows
+    ]
+    return rows[1][0]
+
+
+def test_changed_sealed_input(client):
+    """A sealed input that is not the one its record names is told at that record, and no other."""
+    index = sealed_at_index(client)
+    update(client, "ciphertext = concat(ciphertext, 'x')", f"index = {index}", "sealed_originals")
+    assert found(client) == [("sealed_original", index, index)]
+
+
+@pytest.mark.parametrize(("index", "decision_id"), [("7", "''"), ("index", "'d1'")])
+def test_invented_sealed_input(client, index, decision_id):
+    """So is one put beside a record that names none, or filed under another decision."""
+    place = sealed_at_index(client)
+    client.execute(
+        "INSERT INTO sealed_originals (origin, index, decision_id, sealed_at, ciphertext)"
+        f" SELECT origin, {index}, {decision_id}, sealed_at, ciphertext FROM sealed_originals"
+        f" WHERE index = {place}"
+    )
+    place = place if index == "index" else 7
+    assert found(client) == [("sealed_original", place, place)]
+
+
+@pytest.mark.parametrize("table", ["sealed_originals", "policies"])
+def test_expired_attachments(client, table):
+    """What retention took is no finding; what is there twice, after a crash, is none either."""
+    client.execute(f"INSERT INTO {table} SELECT * FROM {table}")
+    assert found(client) == []
+    client.execute(f"TRUNCATE TABLE {table}")
+    assert found(client) == []
+
+
+def test_changed_policy_text(client):
+    """An archived policy that is not its revision's text is told at the first record with it."""
+    update(client, "text = 'package b'", "1", "policies")
+    [(index,)] = client.execute("SELECT min(index) FROM audit_log WHERE policy_revision != ''")
+    assert found(client) == [("policy_text", index, index)]

@@ -1,0 +1,132 @@
+"""``authz block``, ``authz unblock``."""
+
+import asyncio
+import datetime as dt
+import json
+import logging
+import os
+import pwd
+import re
+import time
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+import structlog
+import typer
+
+from authz import config
+from authz.cli.app import ConfigFile, Json, app, given
+from authz.errors import UsageError
+from authz.record import FIELD, Record, text
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"([0-9]{1,9})([smhd])")
+_LONGEST_SECONDS = 3650 * 86_400
+
+Subject = Annotated[str, typer.Argument(help="The person, as decisions record them: dr.alder")]
+Receiver = Annotated[
+    str | None, typer.Option(help="The receiver whose writers are told: host:port or unix:///path")
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="This command's journal and key (default: the user's, for this receiver)."),
+]
+
+
+@app.command()
+def block(
+    subject: Subject,
+    duration: Annotated[str, typer.Option("--for", help="How long: 30m, 1h, 7d.")],
+    reason: Annotated[str, typer.Option(help="Why; it is recorded.")],
+    file: ConfigFile = None,
+    receiver: Receiver = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Deny a person everything for a time, within a second, whatever the policy says."""
+    from authz.blocks import block_notice  # noqa: PLC0415 - grpc is slow to import
+
+    seconds = _seconds(duration)
+    checked = _checked("SUBJECT", subject, "subject"), _checked("--reason", reason, "reason")
+    now_us = time.time_ns() // 1000
+    until_us = now_us + seconds * 1_000_000
+    record = block_notice(checked[0], until_us, checked[1], user(), now_us)
+    until = dt.datetime.fromtimestamp(until_us / 1e6, dt.UTC).isoformat("T", "seconds")
+    said = _tell(file, receiver, data_dir, record) | {"until": until, "until_us": until_us}
+    print(json.dumps(said) if as_json else f"{subject} is blocked until {until}")
+
+
+@app.command()
+def unblock(
+    subject: Subject,
+    reason: Annotated[str, typer.Option(help="Why; it is recorded.")] = "",
+    file: ConfigFile = None,
+    receiver: Receiver = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Lift a block, within a second."""
+    from authz.blocks import unblock_notice  # noqa: PLC0415 - grpc is slow to import
+
+    why = _checked("--reason", reason, "reason") if reason else ""
+    name = _checked("SUBJECT", subject, "subject")
+    record = unblock_notice(name, why, user(), time.time_ns() // 1000)
+    said = _tell(file, receiver, data_dir, record)
+    print(json.dumps(said) if as_json else f"{subject} is not blocked any more")
+
+
+def user() -> str:
+    """Who runs this, as the operating system has it: the environment could say anything."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _seconds(duration: str) -> int:
+    form = _DURATION.fullmatch(duration)
+    seconds = int(form[1]) * _UNITS[form[2]] if form else 0
+    if not 0 < seconds <= _LONGEST_SECONDS:
+        raise UsageError(
+            f"--for {duration}: want a number and s, m, h or d, up to 3650d, such as 30m, 1h or 7d"
+        )
+    return seconds
+
+
+def _checked(option: str, value: str, field: str) -> str:
+    """`value`, if the record can hold it as it is: a block on half a name would block nobody."""
+    cap = FIELD[field].cap
+    if not value.strip() or text(value, cap) != value:
+        raise UsageError(f"{option}: want text (UTF-8) of 1 to {cap} characters")
+    return value
+
+
+def _tell(
+    file: Path | None, receiver: str | None, data_dir: Path | None, record: Record
+) -> dict[str, object]:
+    from authz.serve import tls  # noqa: PLC0415 - grpc is slow to import
+    from authz.serve.tell import tell  # noqa: PLC0415
+
+    options = config.load(file, given(ext_authz__receiver=receiver)).ext_authz
+    connect, address = tls.to_receiver(options), str(options.receiver)
+    # What happens to the connection is told by this command's own errors.
+    silent = structlog.make_filtering_bound_logger(logging.CRITICAL)
+    structlog.configure(wrapper_class=silent)
+    directory = data_dir or _own_directory(address)
+    told = asyncio.run(tell(address, connect, directory, [dict(record)]))
+    details = json.loads(str(record["details"]))
+    return {
+        "event": record["event"],
+        "subject": record["subject"],
+        "reason": details["reason"],
+        "by": details["by"],
+        "origin": told.origin,
+        "writer": told.writer,
+    }
+
+
+def _own_directory(receiver: str) -> Path:
+    """The user's for this receiver: a writer is bound to one log."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "authz" / quote(receiver, safe="")

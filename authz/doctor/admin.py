@@ -1,0 +1,102 @@
+"""A running Envoy, by its admin interface: the configuration in force, and what it has counted."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+
+from authz.config import Config
+from authz.doctor.documents import Mapping, normalised
+from authz.doctor.envoy import Envoy, from_dump, items, section
+from authz.doctor.findings import Finding, Level
+from authz.errors import UnavailableError, UsageError
+
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=30)
+_COUNTERS: Final = "failure_mode_allowed$|logs_dropped$|ext_authz.*(error|timeout)$"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What an admin interface has told."""
+
+    name: str
+    envoy: Envoy
+    stats: Mapping
+    info: Mapping
+
+
+def ask(address: str, config: Config | None) -> Running:
+    """Ask the admin interface at `address`. Raises `UnavailableError`."""
+    dump, stats, info = asyncio.run(_ask(address))
+    return Running(address, Envoy(from_dump(address, dump), config), stats, info)
+
+
+async def _ask(address: str) -> list[Mapping]:
+    local = address.startswith("unix://")
+    connector = aiohttp.UnixConnector(address.removeprefix("unix://")) if local else None
+    base = "http://envoy" if local else f"http://{address}"
+    paths = ("/config_dump", f"/stats?format=json&filter={_COUNTERS}", "/server_info")
+    found = []
+    try:
+        async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session:
+            for path in paths:
+                async with session.get(base + path) as response:
+                    response.raise_for_status()
+                    found.append(_object(await response.read()))
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, UsageError) as error:
+        raise UnavailableError(
+            f"the admin interface does not answer as Envoy's does ({type(error).__name__}); is the"
+            " address right, and may this user open it?"
+        ) from None
+    return found
+
+
+def _object(text: bytes) -> Mapping:
+    value = normalised(json.loads(text))
+    if not isinstance(value, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - what a reader of JSON raises
+    return value
+
+
+def counted(running: Running) -> Iterator[Finding]:
+    """Nothing was let through without an answer, and no entry was dropped."""
+    counters: dict[str, Any] = {
+        str(item.get("name")): item.get("value") for item in items(running.stats, "stats")
+    }
+    for end, level, what, why, mend in (
+        (
+            "failure_mode_allowed", Level.FAIL, "requests were let through without an answer",
+            "nobody decided on them", "set failure_mode_allow: false; look for them as bypasses",
+        ),
+        (
+            "logs_dropped", Level.WARN, "access log entries were dropped",
+            "these accesses are missing", "see whether the receiver is up, and its backlog",
+        ),
+        (
+            ".error", Level.WARN, "Checks ended without an answer",
+            "authz was down, or slower than Envoy waits", "see authz's log and its metrics",
+        ),
+    ):  # fmt: skip
+        names = {name: value for name, value in counters.items()
+                 if name.endswith(end) and isinstance(value, int) and value > 0}  # fmt: skip
+        if names:
+            seen = f"{max(names.values())} {what} since Envoy started ({', '.join(sorted(names))})"
+            yield Finding(level, running.name, seen, why, mend)
+
+
+def quiet(running: Running) -> Iterator[Finding]:
+    """Envoy prints no headers."""
+    options = section(running.info, "command_line_options")
+    level = str(options.get("log_level", "")).lower()
+    if level in {"debug", "trace"}:
+        yield Finding(
+            Level.FAIL, running.name, f"Envoy's log level is {level}",
+            "it prints every header, tokens among them",
+            "start it with --log-level info or quieter",
+        )  # fmt: skip
+
+
+CHECKS: Final = (counted, quiet)

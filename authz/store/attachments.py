@@ -1,0 +1,111 @@
+"""What records carry along, into tables of its own: sealed inputs and policies' archives.
+
+A sealed input is a row under its record's (origin, index), written as records are: what is missing
+of a range is inserted. A policy's archive is a row under its revision, inserted if no row has that
+revision yet; should two receivers insert the same at the same moment, ReplacingMergeTree folds
+their rows, which are the same but for `first_seen`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clickhouse_driver import Client
+
+from authz.record import Record, is_policy, sealing_key_id
+
+_INSERT_SEALED = (
+    "INSERT INTO sealed_originals"
+    " (origin, index, sealed_at, decision_id, key_id, ciphertext) VALUES"
+)
+_INSERT_POLICIES = "INSERT INTO policies (revision, first_seen, text) VALUES"
+
+
+@dataclass(frozen=True, slots=True)
+class Attachments:
+    """The attachments of a batch of one origin's records, by the table they belong to."""
+
+    sealed: list[tuple[Record, bytes]]
+    policies: dict[str, tuple[int, bytes]]  # by revision: when it was first seen, and its text
+
+    @classmethod
+    def of(cls, records: Sequence[Record], by_index: Mapping[int, bytes]) -> "Attachments":
+        carried = [
+            (r, by_index[_int(r, "index")]) for r in records if r.get("index", 0) in by_index
+        ]
+        policies: dict[str, tuple[int, bytes]] = {}
+        for record, text in carried:
+            if is_policy(record):
+                seen = (_int(record, "sealed_at"), text)
+                policies.setdefault(str(record["policy_revision"]), seen)
+        return cls([(r, text) for r, text in carried if not is_policy(r)], policies)
+
+
+def put(
+    client: Client, origin: str, found: Attachments, query_ids: Iterator[str], *, unclear: bool
+) -> None:
+    """Insert them, each statement under the next of `query_ids`; if it is `unclear` what an
+    earlier attempt left, only those that are not there."""
+    rows = found.sealed
+    if rows and unclear:
+        there = _indexes(client, origin, rows)
+        rows = [row for row in rows if _int(row[0], "index") not in there]
+    if rows:
+        client.execute(
+            _INSERT_SEALED,
+            [
+                (
+                    origin, _int(r, "index"), _int(r, "sealed_at"), r.get("decision_id", ""),
+                    sealing_key_id(ciphertext), ciphertext,
+                )
+                for r, ciphertext in rows
+            ],
+            query_id=next(query_ids),
+        )  # fmt: skip
+    if missing := found.policies.keys() - _revisions(client, found.policies):
+        client.execute(
+            _INSERT_POLICIES,
+            [(revision, *found.policies[revision]) for revision in sorted(missing)],
+            query_id=next(query_ids),
+        )
+
+
+def read_back(client: Client, origin: str, found: Attachments) -> None:
+    """Raises `OSError` unless all of them are there."""
+    lost = len(found.sealed) - len(_indexes(client, origin, found.sealed))
+    lost += len(found.policies.keys() - _revisions(client, found.policies))
+    if lost:
+        raise OSError(f"{lost} of the attachments inserted are not there")
+
+
+def _indexes(client: Client, origin: str, rows: Sequence[tuple[Record, bytes]]) -> set[int]:
+    """Which of the sealed inputs `rows`, in index order, are in the table."""
+    if not rows:
+        return set()
+    wanted = {_int(record, "index") for record, _ in rows}
+    first, last = rows[0][0], rows[-1][0]
+    values: dict[str, Any] = {"origin": origin, "first": min(wanted), "last": max(wanted)}
+    values |= {"from": _int(first, "sealed_at"), "to": _int(last, "sealed_at")}
+    found: Iterable[tuple[int]] = client.execute(
+        "SELECT DISTINCT index FROM sealed_originals"
+        " WHERE origin = %(origin)s AND index >= %(first)s AND index <= %(last)s"
+        " AND sealed_at >= fromUnixTimestamp64Micro(%(from)s, 'UTC')"
+        " AND sealed_at <= fromUnixTimestamp64Micro(%(to)s, 'UTC')",
+        values,
+    )
+    return wanted & {row[0] for row in found}
+
+
+def _revisions(client: Client, wanted: Iterable[str]) -> set[str]:
+    names = sorted(wanted)
+    if not names:
+        return set()
+    query = "SELECT DISTINCT revision FROM policies WHERE revision IN %(names)s"
+    found: Iterable[tuple[str]] = client.execute(query, {"names": names})
+    return {row[0] for row in found}
+
+
+def _int(record: Record, name: str) -> int:
+    value = record.get(name, 0)
+    assert isinstance(value, int)
+    return value
