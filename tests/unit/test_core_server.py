@@ -228,7 +228,7 @@ def test_an_answer_the_core_does_not_take_is_an_error(running):
 
     one = running(twice)
     assert one.ask(b"", timeout=SECONDS) == b"first"
-    assert len(errors) == 1
+    wait_for(lambda: len(errors) == 1)
 
 
 def test_a_handler_that_raises(running):
