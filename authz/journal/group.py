@@ -3,6 +3,7 @@
 The same promise as `authz.journal.commit`, for a server that works in threads.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
@@ -36,7 +37,7 @@ class GroupCommit(Generic[T]):
         self._journal = journal
         self._framer = framer
         self._max_waiting = max_waiting
-        self._gate = threading.Lock()  # over the next three
+        self._gate = threading.Lock()  # over the next three; nothing slow is done under it
         self._tickets: list[Ticket[T]] = []
         self._count = 0
         self.lost = 0  # items that could not be made durable, and nobody was there to be told
@@ -45,6 +46,7 @@ class GroupCommit(Generic[T]):
         self.on_durable: Callable[[], None] = _nothing
         self._posted = threading.Event()
         self._closing = False
+        self._closed = False
         self._background = threading.Thread(target=self._write_posted, name="journal", daemon=True)
         self._background.start()
 
@@ -74,7 +76,7 @@ class GroupCommit(Generic[T]):
         if self._queue(Ticket([item], awaited=False)):
             self._posted.set()
         else:
-            self.lost += 1
+            self._lose(1)
 
     def drain(self) -> None:
         """Return when nothing waits for the disk."""
@@ -82,9 +84,13 @@ class GroupCommit(Generic[T]):
             self._write()
 
     def close(self) -> None:
+        """Write what waits; the journal is not touched after that, whoever still asks for it."""
         self._closing = True
         self._posted.set()
         self._background.join()
+        with self._writing:
+            self._write()
+            self._closed = True
 
     def _queue(self, ticket: Ticket[T]) -> bool:
         with self._gate:
@@ -93,6 +99,10 @@ class GroupCommit(Generic[T]):
             self._tickets.append(ticket)
             self._count += len(ticket.items)
             return True
+
+    def _lose(self, count: int) -> None:
+        with self._gate:
+            self.lost += count
 
     def _write_posted(self) -> None:
         while not self._closing:
@@ -110,6 +120,8 @@ class GroupCommit(Generic[T]):
         items = [item for ticket in tickets for item in ticket.items]
         error: JournalError | None = None
         try:
+            if self._closed:
+                raise JournalError("the journal is closed")
             self._journal.append(self._framer.frame(items, self._journal.next))
             self._framer.committed()
         except JournalError as failure:
@@ -121,9 +133,10 @@ class GroupCommit(Generic[T]):
             ticket.error = error
             ticket.done = True
             if error is not None and not ticket.awaited:
-                self.lost += len(ticket.items)
+                self._lose(len(ticket.items))
         if error is None:
-            self.on_durable()
+            with contextlib.suppress(Exception):  # what is durable is, whoever could not be told
+                self.on_durable()
 
 
 def _nothing() -> None: ...

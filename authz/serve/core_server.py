@@ -10,6 +10,7 @@ this file only, `pyproject.toml` bounds the version, and tests/unit/test_core_se
 upgrade that changes it.
 """
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -23,9 +24,16 @@ from grpc._cython import cygrpc
 from authz.errors import UsageError
 
 _NO_METADATA: Final = ()
+# Of more than a thousand calls that nobody has taken yet the core rejects some by itself, with an
+# error. Here each is taken, and answered by `shed` if need be.
+_TAKE_ALL: Final = (
+    ("grpc.server.max_pending_requests", 2**31 - 1),
+    ("grpc.server.max_pending_requests_hard_limit", 2**31 - 1),
+)
 _WAITING_CALLS: Final = 64  # calls the core may hand over without being asked again
 _POLL_SECONDS: Final = 0.5  # how soon a thread notices that the server stops
 _WAIT_SECONDS: Final = 0.003  # the most a call waits for company, when company is usual
+_INTERNAL: Final = cygrpc.StatusCode.internal
 _UNIMPLEMENTED: Final = cygrpc.StatusCode.unimplemented
 _OK: Final = cygrpc.StatusCode.ok
 _TIMEOUT: Final = cygrpc.CompletionType.queue_timeout
@@ -37,33 +45,34 @@ logger = structlog.get_logger()
 class Exchange:
     """One unary call: its request, and the one answer it gets."""
 
-    __slots__ = ("_call", "answered", "arrived", "deadline", "on_gone", "request")
+    __slots__ = ("_call", "arrived", "deadline", "on_gone", "request")
 
     def __init__(self, call: Any, deadline: float) -> None:
         self._call = call
         self.request = b""
         self.arrived = 0.0
-        """`time.time()` when the whole request was here."""
+        """`time.monotonic()` when the whole request was here."""
         self.deadline = deadline
         """`time.time()` when the client stops waiting."""
-        self.answered = False
         self.on_gone: Callable[[], None] | None = None
         """Called once if the client had left before the answer."""
 
     def answer(self, response: bytes) -> None:
         """Send `response`. The caller sees to it that this is done once."""
-        self.answered = True
         operations = (
             cygrpc.SendInitialMetadataOperation(_NO_METADATA, 0),
             cygrpc.SendMessageOperation(response, 0),
             cygrpc.SendStatusFromServerOperation(_NO_METADATA, _OK, b"", 0),
             cygrpc.ReceiveCloseOnServerOperation(0),
         )
-        self._call.start_server_batch(operations, self._closed)
+        if error := self._call.start_server_batch(operations, self._closed):
+            raise RuntimeError(f"the core does not take the answer ({error})")
 
     def _closed(self, event: Any) -> None:
-        if self.on_gone is not None and event.batch_operations[3].cancelled():
-            self.on_gone()
+        # Taken out: it may lead back here, and a circle waits for a collection.
+        on_gone, self.on_gone = self.on_gone, None
+        if on_gone is not None and event.batch_operations[3].cancelled():
+            on_gone()
 
 
 class Stream:
@@ -124,11 +133,15 @@ class Stream:
         message = event.batch_operations[0].message()
         if self.closed:
             return
-        if message is None:
-            self._handler.half_closed(self)
-        else:
-            self._handler.received(self, message)
-            self._read()
+        try:
+            if message is None:
+                self._handler.half_closed(self)
+            else:
+                self._handler.received(self, message)
+                self._read()
+        except Exception:
+            self.end(_INTERNAL)
+            raise
 
     def _left(self, _event: Any) -> None:
         with self._lock:
@@ -165,7 +178,7 @@ class CoreServer:
         self._others = {name.encode(): handler for name, handler in others.items()}
         self._most = most
         self._queue = cygrpc.CompletionQueue()
-        self._server = cygrpc.Server(list(options), False)
+        self._server = cygrpc.Server([*_TAKE_ALL, *options], False)
         self._server.register_completion_queue(self._queue)
         self._limit = limit
         self._most_threads = threads
@@ -212,50 +225,65 @@ class CoreServer:
 
     def _add_thread(self) -> None:
         thread = threading.Thread(target=self._work, name="check", daemon=True)
-        self._threads.append(thread)
         with self._count:
             self._idle += 1
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system gives no more; those there are must do
+            with self._count:
+                self._idle -= 1
+            _complain("no more threads", error)
+        else:
+            self._threads.append(thread)
 
     def _work(self) -> None:
         while not self._stopping:
-            with self._polling:
-                with self._count:
-                    self._idle -= 1
-                calls = self._gather()
-                if not calls:
-                    with self._count:
-                        self._idle += 1
-                    continue
-                if not self._idle and len(self._threads) < self._most_threads:
-                    self._add_thread()
-                if not self._idle or self._in_hand + len(calls) > self._limit:
-                    self._shed(calls)
-                    with self._count:
-                        self._idle += 1
-                    continue
-            with self._count:
-                self._in_hand += len(calls)
+            calls: list[Exchange] = []
             try:
-                self._handle(calls)
-            finally:
-                with self._count:
-                    self._in_hand -= len(calls)
-                    self._idle += 1
+                with self._polling:
+                    with self._count:
+                        self._idle -= 1
+                    calls = self._take()
+                if calls:
+                    self._handle(calls)
+            except Exception as error:  # noqa: BLE001 - a thread that ended would be counted on
+                _complain("calls failed", error)
+            with self._count:
+                self._in_hand -= len(calls)
+                self._idle += 1
+
+    def _take(self) -> list[Exchange]:
+        """The calls to answer next, none now and then. Those too many are shed."""
+        calls = self._gather()
+        if calls and not self._idle and len(self._threads) < self._most_threads:
+            self._add_thread()
+        with self._count:
+            room = max(self._limit - self._in_hand, 0) if self._idle else 0
+            taken, too_many = calls[:room], calls[room:]
+            self._in_hand += len(taken)
+        if too_many:
+            try:
+                self._shed(too_many)
+            except Exception as error:  # noqa: BLE001 - those taken are still to be answered
+                _complain("calls could not be shed", error)
+        return taken
 
     def _gather(self) -> list[Exchange]:
         """The calls to answer next: at once if there is nobody else, otherwise those that come
         within moments. Empty now and then, so that the caller can see whether to stop."""
         most = self._most()
-        until = time.time() + _POLL_SECONDS
-        while True:
+        end = time.monotonic() + _POLL_SECONDS
+        while not self._stopping:
             waiting = len(self._ready)
-            if waiting and waiting >= min(round(self._company) - self._in_hand, most):
-                if waiting >= most:
-                    break
-                until = 0  # take what is there already, and go
-            elif waiting:
-                until = self._ready[0].arrived + _WAIT_SECONDS
+            now = time.monotonic()
+            if waiting:
+                # However busy the queue is, with streams or with calls that end.
+                end = self._ready[0].arrived + _WAIT_SECONDS
+            if waiting >= most or now >= end:
+                break
+            enough = waiting and waiting >= min(round(self._company) - self._in_hand, most)
+            # The core goes by the time of day, which may be set: never by one that was told before.
+            until = 0 if enough else time.time() + end - now  # 0: what is there already
             event = self._queue.poll(until)
             if event.completion_type == _TIMEOUT:
                 break
@@ -265,7 +293,7 @@ class CoreServer:
             try:
                 event.tag(event)
             except Exception as error:  # noqa: BLE001 - one bad call must not stop the others
-                logger.error("a call failed", error=type(error).__name__)
+                _complain("a call failed", error)
             del event  # it holds the call, which must be free before the next wait
         calls, self._ready = self._ready[:most], self._ready[most:]
         if calls:
@@ -276,11 +304,15 @@ class CoreServer:
 
     def _called(self, event: Any) -> None:
         """A new call, or (at shutdown) none any more."""
-        call = event.call
-        if not event.success or call is None:
-            return
-        self._server.request_call(self._queue, self._queue, self._called)
-        details = event.call_details
+        # This call first: at shutdown no more can be asked for, and it must be answered still.
+        try:
+            if event.success and event.call is not None:
+                self._begin(event.call, event.call_details)
+        finally:
+            with contextlib.suppress(ValueError):  # shutting down
+                self._server.request_call(self._queue, self._queue, self._called)
+
+    def _begin(self, call: Any, details: Any) -> None:
         method = details.method
         if method == self._method:
             exchange = Exchange(call, details.deadline)
@@ -301,16 +333,20 @@ class CoreServer:
             call.start_server_batch(operations, _ignore)
 
     def _received(self, exchange: Exchange, event: Any) -> None:
-        request = event.batch_operations[0].message()
-        if request is None:  # the client left before it had asked
-            exchange.answer(b"")
-            return
-        exchange.request = request
-        exchange.arrived = time.time()
+        # None if the client ended its side, or left, before it had asked. No bytes are a message
+        # too, and an answer of no bytes would be an allow: it is for `handle` to say.
+        exchange.request = event.batch_operations[0].message() or b""
+        exchange.arrived = time.monotonic()
         self._ready.append(exchange)
 
     def _is_down(self, _event: Any) -> None:
+        self._stopping = True
         self._down.set()
+
+
+def _complain(what: str, error: Exception) -> None:
+    with contextlib.suppress(Exception):  # a log that cannot be written stops nobody's answer
+        logger.error(what, error=type(error).__name__)
 
 
 def _ignore(_event: Any) -> None:
