@@ -6,11 +6,11 @@ entry lives a second at most, and all are dropped when the policy changes.
 """
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
-from cachetools import TTLCache
 from prometheus_client import Counter
 
 from authz.policy.engine import Decisions, Document, Engine, Outcome
@@ -47,7 +47,10 @@ class CachedEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self._known: TTLCache[bytes, Outcome] = TTLCache(_ENTRIES, _SECONDS)
+        # An outcome and when it is too old, by `time.monotonic()`. A plain dictionary: what is too
+        # old is passed over, and all of it goes when there is too much; cachetools' TTLCache, which
+        # is finer, costs more than all the rest here.
+        self._known: dict[bytes, tuple[Outcome, float]] = {}
         self._judged: Reads | None = None
         self._sound = False
         self._revision = ""
@@ -56,27 +59,30 @@ class CachedEngine:
     def revision(self) -> str:
         return self._engine.revision
 
-    def decide(self, documents: Sequence[Document], until: float) -> Decisions:
+    def decide(self, documents: Sequence[Document], deadline: float) -> Decisions:
         """As the engine's; decisions only are kept, errors are not."""
         if not self._usable():
-            return self._engine.decide(documents, until)
+            return self._engine.decide(documents, deadline)
         revision = self._engine.revision
         keys = [cache_key(document) for document in documents]
+        now = time.monotonic()
         with self._lock:
-            found = {
-                key: outcome for key in keys if (outcome := self._known.get(key, self)) is not self
-            }
+            kept = {key: self._known[key] for key in keys if key in self._known}
+        found = {key: outcome for key, (outcome, until) in kept.items() if now < until}
         missing = {
             key: document for key, document in zip(keys, documents, strict=True) if key not in found
         }
         HITS.inc(len(documents) - len(missing))
         if missing:
-            asked = self._engine.decide(list(missing.values()), until)
+            asked = self._engine.decide(list(missing.values()), deadline)
             answers = dict(zip(missing, asked.outcomes, strict=True))
-            kept = {k: v for k, v in answers.items() if not isinstance(v, Exception)}
+            until = now + _SECONDS
+            new = {k: (v, until) for k, v in answers.items() if not isinstance(v, Exception)}
             with self._lock:
                 if asked.revision == revision == self._revision:
-                    self._known.update(kept)
+                    if len(self._known) > _ENTRIES:
+                        self._known.clear()
+                    self._known.update(new)
             revision = asked.revision
             found |= answers
         return Decisions(revision, [found[key] for key in keys])

@@ -11,7 +11,6 @@ from copy import deepcopy
 from random import Random
 
 import pytest
-from cachetools import TTLCache
 
 from authz.errors import UnavailableError
 from authz.policy import cache
@@ -193,7 +192,7 @@ def test_many_threads():
 def test_an_entry_lives_a_second(monkeypatch):
     """What was decided is asked again after a second at most."""
     now = [100.0]
-    monkeypatch.setattr(cache, "TTLCache", lambda n, s: TTLCache(n, s, lambda: now[0]))
+    monkeypatch.setattr(cache.time, "monotonic", lambda: now[0])
     engine = Engine()
     cached = CachedEngine(engine)
     request = document(Random(1))
