@@ -179,7 +179,7 @@ def test_an_error_of_the_framer_is_a_failure(journal, group):
             return super().frame(items, first)
 
     one = group(Picky())
-    with pytest.raises(JournalError, match="^TypeError$"):
+    with pytest.raises(JournalError, match=r"^TypeError$"):
         one.commit([b"bad"])
     one.commit([b"good"])
     assert stored(journal) == [b"good"]
