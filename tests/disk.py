@@ -19,8 +19,10 @@ class Disk:
     def __init__(self) -> None:
         self.fail_at: int | None = None
         self.failed = ""
+        self.no_room = False  # for anything but what is written
         self.error = errno.ENOSPC
         self._paths: dict[int, Path] = {}
+        self._written: dict[Path, int] = {}
         self._synced: dict[Path, int] = {}
         self._named: set[Path] = set()
 
@@ -35,9 +37,14 @@ class Disk:
 
     def write(self, file: int, data: bytes) -> int:
         if self._fails():
-            os.write(file, bytes(data[: len(data) // 2]))
+            self._wrote(file, os.write(file, bytes(data[: len(data) // 2])))
             self._fail("write")
-        return os.write(file, data)
+        return self._wrote(file, os.write(file, data))
+
+    def posix_fallocate(self, file: int, offset: int, length: int) -> None:
+        if self.no_room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.posix_fallocate(file, offset, length)
 
     def fsync(self, file: int) -> None:
         self._may_fail("fsync")
@@ -59,14 +66,15 @@ class Disk:
         self.fail_at = None
 
     def cut_power(self, directory: Path, random: Random) -> None:
-        """After `kill`: of each file, what was not synced is there, or gone, or zeros."""
+        """After `kill`: of each file, what was not synced is there, or gone, or zeros; and room
+        that was made for more may be gone."""
         for path in directory.glob("*.journal"):
             synced = self._synced.get(path, 0)
             if path not in self._named and random.random() < 0.5:
                 path.unlink()
                 continue
             size = path.stat().st_size
-            kept = random.randint(synced, size)
+            kept = random.randint(synced, max(synced, self._written.get(path, 0)))
             with path.open("r+b") as file:
                 file.truncate(kept)
                 if random.random() < 0.5:
@@ -77,7 +85,12 @@ class Disk:
         if path.is_dir():
             self._named.update(path.iterdir())
         else:
-            self._synced[path] = path.stat().st_size
+            self._synced[path] = self._written.get(path, 0)
+
+    def _wrote(self, file: int, count: int) -> int:
+        path = self._paths[file]
+        self._written[path] = self._written.get(path, 0) + count
+        return count
 
     def _fails(self) -> bool:
         if self.fail_at is None:

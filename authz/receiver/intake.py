@@ -134,11 +134,14 @@ class Intake:
             with STREAMS.labels("writer").track_inprogress(), self._told() as changed:
                 welcome = pb.Welcome(origin=self._log.origin, taken_seq=place.seq)
                 yield pb.FromReceiver(welcome=welcome)
+                sent = None
                 async with contextlib.aclosing(_incoming(messages, changed)) as incoming:
                     async for message in incoming:
                         if message is None:
-                            now_us = time.time_ns() // 1000
-                            yield pb.FromReceiver(blocks=self._log.blocks.message(now_us))
+                            if sent is not self._log.blocks:
+                                sent = self._log.blocks
+                                now_us = time.time_ns() // 1000
+                                yield pb.FromReceiver(blocks=sent.message(now_us))
                             continue
                         try:
                             place = await self._take(hello.writer, place, message.batch)

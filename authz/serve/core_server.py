@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import grpc
 import structlog
@@ -33,6 +33,8 @@ _TAKE_ALL: Final = (
 _WAITING_CALLS: Final = 64  # calls the core may hand over without being asked again
 _POLL_SECONDS: Final = 0.5  # how soon a thread notices that the server stops
 _WAIT_SECONDS: Final = 0.003  # the most a call waits for company, when company is usual
+_QUICK_SECONDS: Final = 0.01  # answering takes less: one thread does it all
+_LOOK_SECONDS: Final = 0.005  # how long one who answers may keep others from waiting for calls
 _INTERNAL: Final = cygrpc.StatusCode.internal
 _UNIMPLEMENTED: Final = cygrpc.StatusCode.unimplemented
 _OK: Final = cygrpc.StatusCode.ok
@@ -40,6 +42,12 @@ _TIMEOUT: Final = cygrpc.CompletionType.queue_timeout
 _SHUT_DOWN: Final = cygrpc.CompletionType.queue_shutdown
 
 logger = structlog.get_logger()
+
+
+class _Kept(NamedTuple):
+    """That the baton is kept by somebody who answers; told apart by identity."""
+
+    since: float
 
 
 class Exchange:
@@ -183,9 +191,13 @@ class CoreServer:
         self._limit = limit
         self._most_threads = threads
         self._threads: list[threading.Thread] = []
-        self._polling = threading.Lock()
-        self._idle = 0  # threads at the lock; guarded by the interpreter's: one writes at a time
-        self._count = threading.Lock()
+        # Who has the baton waits for calls. It is kept while they are answered, which is cheapest
+        # if that is quick, and passed on if it is not.
+        self._baton = threading.Semaphore(1)
+        self._count = threading.Lock()  # over the next four
+        self._idle = 0  # threads that wait for the baton
+        self._kept: _Kept | None = None  # since when it is kept by one who answers
+        self._usual = 0.0  # seconds that answering takes
         self._ready: list[Exchange] = []
         self._in_hand = 0  # calls given to `handle` and not done
         self._company = 1.0  # how many calls are usually under way together
@@ -212,6 +224,7 @@ class CoreServer:
             self._server.request_call(self._queue, self._queue, self._called)
         for _ in range(2):
             self._add_thread()
+        threading.Thread(target=self._watch, name="baton", daemon=True).start()
 
     def stop(self, grace: float) -> None:
         """Take no more calls, let those under way be answered, at most `grace` seconds."""
@@ -220,6 +233,7 @@ class CoreServer:
             self._server.cancel_all_calls()
             self._down.wait(grace)
         self._stopping = True
+        self._baton.release(len(self._threads))
         for thread in self._threads:
             thread.join(grace)
 
@@ -237,20 +251,51 @@ class CoreServer:
             self._threads.append(thread)
 
     def _work(self) -> None:
+        leading = False
         while not self._stopping:
-            calls: list[Exchange] = []
+            if not leading:
+                self._baton.acquire()
+                with self._count:
+                    self._idle -= 1
+            leading = True
             try:
-                with self._polling:
-                    with self._count:
-                        self._idle -= 1
-                    calls = self._take()
-                if calls:
-                    self._handle(calls)
+                calls = self._take()
             except Exception as error:  # noqa: BLE001 - a thread that ended would be counted on
-                _complain("calls failed", error)
+                _complain("calls could not be taken", error)
+            else:
+                leading = not calls or self._answer(calls)
+
+    def _answer(self, calls: list[Exchange]) -> bool:
+        """Have `calls` answered; whether the baton is still this thread's."""
+        began = time.monotonic()
+        kept = _Kept(began)
+        with self._count:
+            quick = self._usual < _QUICK_SECONDS
+            self._kept = kept if quick else None
+        if not quick:
+            self._baton.release()
+        try:
+            self._handle(calls)
+        except Exception as error:  # noqa: BLE001 - a thread that ended would be counted on
+            _complain("calls failed", error)
+        with self._count:
+            self._in_hand -= len(calls)
+            self._usual += (time.monotonic() - began - self._usual) / 8
+            if self._kept is kept:
+                self._kept = None
+                return True
+            self._idle += 1
+            return False
+
+    def _watch(self) -> None:
+        """Pass the baton on from one who keeps it too long."""
+        while not self._down.wait(_LOOK_SECONDS):
             with self._count:
-                self._in_hand -= len(calls)
-                self._idle += 1
+                kept = self._kept
+                if kept is None or time.monotonic() - kept.since < _LOOK_SECONDS:
+                    continue
+                self._kept = None
+            self._baton.release()
 
     def _take(self) -> list[Exchange]:
         """The calls to answer next, none now and then. Those too many are shed."""
@@ -281,7 +326,7 @@ class CoreServer:
                 end = self._ready[0].arrived + _WAIT_SECONDS
             if waiting >= most or now >= end:
                 break
-            enough = waiting and waiting >= min(round(self._company) - self._in_hand, most)
+            enough = waiting and waiting >= min(round(self._company), most)
             # The core goes by the time of day, which may be set: never by one that was told before.
             until = 0 if enough else time.time() + end - now  # 0: what is there already
             event = self._queue.poll(until)

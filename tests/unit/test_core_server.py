@@ -595,7 +595,7 @@ def test_the_core_is_as_we_know_it(running):
         one = running(echo)
         assert one.ask(b"a", timeout=100) == b"re a"
         assert seen[0][:2] == (True, METHOD.encode())
-        assert 0 < seen[0][2] - time.time() < 110
+        assert 0 < seen[0][2] - time.time() < 102  # gRPC rounds up
         assert seen[1:] == [(True, b"a")]
         one.stop()
 

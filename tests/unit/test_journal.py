@@ -328,6 +328,27 @@ def test_one_owner(tmp_path):
         assert journal.next == 1
 
 
+def test_room(disk, tmp_path):
+    """A segment has room before its records, and a start or a finished segment gives it back; where
+    none is to be had, it grows by what is written."""
+    path = tmp_path / "0000000000000001-0000.journal"
+    journal = Journal(tmp_path)
+    journal.append([b"one"])
+    assert path.stat().st_size > 100_000
+    assert journal.size < 100
+    disk.kill()
+    journal = Journal(tmp_path)
+    assert path.stat().st_size == journal.size < 100
+    disk.no_room = True
+    journal.append([b"two"])
+    reader = journal.reader(1)
+    assert reader.take(10) == [b"one", b"two"]
+    reader.close()
+    journal.close()
+    sizes = [file.stat().st_size for file in tmp_path.glob("*.journal")]
+    assert sum(sizes) == journal.size
+
+
 def test_without_sync(disk, tmp_path):
     """Durability `os` leaves the disk to the operating system: a crash of the process is survived,
     and nothing is synced."""

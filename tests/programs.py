@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import pytest
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[1]
 AUTHZ = [sys.executable, "-m", "authz"]
 
 # In the environment of all that a test starts, and so of all that that starts in turn.
