@@ -241,11 +241,15 @@ def test_a_handler_that_raises(running):
         echo(exchanges)
 
     one = running(bad, bad, threads=3)
+    began = time.monotonic()
     for _ in range(20):
         with pytest.raises(grpc.RpcError) as error:
             one.ask(b"bad", timeout=SECONDS)
         assert code(error) == grpc.StatusCode.CANCELLED
     assert one.ask(b"a", timeout=SECONDS) == b"re a"
+    assert time.monotonic() - began < 20 * core_server._POLL_SECONDS, (
+        "at once, not at the next look"
+    )
     wait_for(lambda: one.server._in_hand == 0)
 
 
