@@ -6,6 +6,7 @@ gRPC error is never sent where a denial can be: Envoy's failure_mode_allow would
 act on. `watch_deadlines`, in a thread of its own, answers whatever takes too long.
 """
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -14,7 +15,8 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from itertools import islice
+from typing import Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import orjson
 import structlog
@@ -41,7 +43,7 @@ from authz.journal.group import Ticket
 from authz.journal.segments import JournalError
 from authz.policy.engine import Decider, Document, Outcome
 from authz.policy.verdict import PolicyError, Verdict, denial, read_verdict
-from authz.record import DECIDED, Record, clean
+from authz.record import DECIDED, FIELD, Record, clean
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resource, Resources
 from authz.serve.core_server import Exchange
@@ -51,6 +53,7 @@ from authz.serve.tracing import CheckTracer
 METHOD = "/envoy.service.auth.v3.Authorization/Check"
 _MARGIN_SECONDS = 0.05  # our answer comes this long before Envoy stops waiting
 _JOURNAL_SECONDS = 0.025  # of that time, what a slow policy leaves for its record to reach the disk
+_PATIENTS = FIELD["patients"].items
 _LOOK_SECONDS = 0.01  # how often the clock is looked at for Checks that take too long
 
 logger = structlog.get_logger()
@@ -63,6 +66,9 @@ class Keeper(Protocol):
     def wait(self, ticket: Ticket[Entry]) -> None: ...
     def post(self, item: Entry) -> None: ...
 
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Seal: TypeAlias = Callable[[Document, str], bytes]
 """Seals an input document for the decision of this id."""
@@ -86,6 +92,9 @@ class _Check:
     document: Document | None = None
     """What the policy is asked; None when it needs not be."""
     verdict: Verdict | None = None
+    """For the thread that handles it."""
+    answered: Verdict | None = None
+    """What was answered, set by whoever did."""
     revision: str = ""
     note: str = ""  # what went wrong, for the record only
 
@@ -125,35 +134,34 @@ class CheckService:
         answered = []
         try:
             for check in checks:
-                self._read(check)
+                self._guarded(self._read, check)
             parsed = time.perf_counter()
-            self._decide([check for check in checks if check.verdict is None])
+            self._decide([check for check in checks if check.document is not None])
             decided = time.perf_counter()
             records = self._keep(checks)
             kept = time.perf_counter()
-            answered = [check for check, record in records if self._answer(check, record)]
+            answered = [
+                check for check, record in records if self._guarded(self._answer, check, record)
+            ]
         except Exception as error:  # noqa: BLE001 - a bug ends in a denial
             for check in checks:
                 self._internal_error(check, error)
         else:
-            if self._tracer:
-                self._trace(checks, begun, parsed, decided, kept)
             BATCHES.observe(len(checks))
             _PARSE.observe(parsed - begun)
             _DECIDE.observe(decided - parsed)
             _RECORD.observe(kept - decided)
             _ANSWER.observe(time.perf_counter() - kept)
+            if self._tracer:
+                self._trace(checks, begun, parsed, decided, kept)
         self._count(answered)
 
     def shed(self, exchanges: list[Exchange]) -> None:
         """Deny each at once: too many are under way."""
         SHED.inc(len(exchanges))
         for check in [self._begin(exchange) for exchange in exchanges]:
-            try:
-                self._read(check)
-                self._refuse(check, denial(503, "overloaded"))
-            except Exception as error:  # noqa: BLE001 - a bug ends in a denial
-                self._internal_error(check, error)
+            self._guarded(self._read, check)
+            self._guarded(self._refuse, check, denial(503, "overloaded"))
 
     def watch_deadlines(self) -> None:
         """Deny what is not answered in time. Runs until `close`."""
@@ -163,7 +171,18 @@ class CheckService:
                 if check.until <= now:
                     # The record on its way may say allowed. This one, of the same decision, comes
                     # after it.
-                    self._refuse(check, denial(503, "deadline"))
+                    self._guarded(self._refuse, check, denial(503, "deadline"))
+
+    def _guarded(
+        self, step: Callable[Concatenate[_Check, P], T], check: _Check,
+        *args: P.args, **kwargs: P.kwargs,
+    ) -> T | None:  # fmt: skip
+        """A step of one Check. A bug in it denies this one, and none that came with it."""
+        try:
+            return step(check, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - a bug ends in a denial
+            self._internal_error(check, error)
+            return None
 
     def close(self) -> None:
         self._closing.set()
@@ -220,9 +239,12 @@ class CheckService:
         revision, outcomes = self._engine.decide(documents, until)
         for check, outcome in zip(checks, outcomes, strict=True):
             check.revision = revision
-            check.verdict = verdict = self._verdict(check, outcome)
-            # The policy may know the person by another name, which is the one on record.
-            self._blocked(check, verdict.audit.subject)
+            self._guarded(self._judge, check, outcome)
+
+    def _judge(self, check: _Check, outcome: Outcome) -> None:
+        check.verdict = verdict = self._verdict(check, outcome)
+        # The policy may know the person by another name, which is the one on record.
+        self._blocked(check, verdict.audit.subject)
 
     def _blocked(self, check: _Check, subject: str) -> bool:
         """Whether `subject` is blocked; the verdict then says so."""
@@ -249,10 +271,14 @@ class CheckService:
 
     def _keep(self, checks: list[_Check]) -> list[tuple[_Check, Record]]:
         """The Checks that are still to be answered, each with its record, which is on disk."""
-        records = [(check, self._record(check)) for check in checks]
+        entries = [
+            (check, entry)
+            for check in checks
+            if check in self._open and (entry := self._guarded(self._entry, check))
+        ]
         with self._order:
-            due = [(check, record) for check, record in records if check in self._open]
-            ticket = self._keeper.enqueue([self._entry(check, record) for check, record in due])
+            due = [(check, entry) for check, entry in entries if check in self._open]
+            ticket = self._keeper.enqueue([entry for _, entry in due])
         try:
             self._keeper.wait(ticket)
         except JournalError as error:
@@ -260,10 +286,11 @@ class CheckService:
             for check, _ in due:
                 self._refuse(check, denial(503, "journal_unavailable"))
             return []
-        return due
+        return [(check, record) for check, (record, _) in due]
 
-    def _entry(self, check: _Check, record: Record) -> Entry:
+    def _entry(self, check: _Check) -> Entry:
         """The record, with what the policy decided on, sealed, if that is wanted."""
+        record = self._record(check)
         if self._seal is None or check.document is None or not check.revision:
             return record, b""
         sealed = self._seal(check.document, check.decision_id)
@@ -279,8 +306,20 @@ class CheckService:
         response = answer(verdict, _metadata(check, record))
         if self._open.pop(check, self) is self:
             return False
+        check.answered = check.verdict
         check.exchange.on_gone = lambda: self._gone(check)
-        check.exchange.answer(response)
+        if not self._send(check, response):
+            self._gone(check)
+            return False
+        return True
+
+    def _send(self, check: _Check, response: bytes) -> bool:
+        """Whether it went out. If not, nothing else would either."""
+        try:
+            check.exchange.answer(response)
+        except Exception as error:  # noqa: BLE001 - the others' answers wait for this one
+            _complain("no answer could be sent", error, check)
+            return False
         return True
 
     def _gone(self, check: _Check) -> None:
@@ -297,33 +336,30 @@ class CheckService:
             if self._open.pop(check, self) is self:
                 return
             self._keeper.post((record, b""))
-        check.verdict = verdict
-        check.exchange.answer(answer(verdict, {}))
+        check.answered = verdict
+        self._send(check, answer(verdict, {}))
         self._count([check])
 
     def _internal_error(self, check: _Check, error: Exception) -> None:
-        """Deny, and record with nothing that a bug could have spoilt. The error's own text stays
-        out of the log: it may quote the request."""
+        """Deny, and record with nothing that a bug could have spoilt. Raises nothing."""
+        verdict = denial(500, "internal_error")
+        record: Record = {
+            "kind": "decision",
+            "time": time.time_ns() // 1000,
+            "decision_id": check.decision_id,
+            "enforced": True,
+            "reason_code": verdict.reason_code,
+            "status": verdict.http_status,
+        }
         with self._order:
-            if self._open.pop(check, self) is self:
-                return
-            verdict = check.verdict = denial(500, "internal_error")
-            record: Record = {
-                "kind": "decision",
-                "time": time.time_ns() // 1000,
-                "decision_id": check.decision_id,
-                "enforced": True,
-                "reason_code": verdict.reason_code,
-                "status": verdict.http_status,
-            }
-            self._keeper.post((record, b""))
-        check.exchange.answer(answer(verdict, {"decision_id": check.decision_id}))
-        frames = traceback.extract_tb(error.__traceback__)
-        at = [f"{frame.filename}:{frame.lineno}" for frame in frames]
-        logger.error(
-            "a bug in Check", error=type(error).__name__, at=at, decision_id=check.decision_id
-        )
-        self._count([check])
+            mine = self._open.pop(check, self) is not self
+            if mine:
+                self._keeper.post((record, b""))
+        if mine:
+            check.answered = verdict
+            self._send(check, answer(verdict, {"decision_id": check.decision_id}))
+            self._count([check])
+        _complain("a bug in Check", error, check)
 
     def _trace(self, checks: list[_Check], *ends: float) -> None:
         """`ends` are those of the stages by `time.perf_counter()`, the first their beginning."""
@@ -333,12 +369,12 @@ class CheckService:
         named = list(zip(("parse", "decide", "record"), stages, strict=True))
         named.append(("answer", now_ns))
         for check in checks:
-            if check.verdict is not None:
+            if check.answered is not None:
                 attributes: dict[str, str | bool] = {
                     "authz.decision_id": check.decision_id,
-                    "authz.allowed": check.verdict.allowed,
+                    "authz.allowed": check.answered.allowed,
                     "authz.enforced": not self._config.dry_run,
-                    "authz.reason_code": check.verdict.reason_code,
+                    "authz.reason_code": check.answered.reason_code,
                     "authz.policy_revision": check.revision,
                 }
                 self._tracer.check(check.facts.traceparent, begun, named, attributes)
@@ -349,7 +385,7 @@ class CheckService:
         outcomes: Counter[tuple[str, str]] = Counter()
         for check in checks:
             SECONDS.observe(now - check.began)
-            if verdict := check.verdict:
+            if verdict := check.answered:
                 outcomes["allowed" if verdict.allowed else "denied", verdict.reason_code] += 1
         for (outcome, reason_code), number in outcomes.items():
             CHECKS.labels(outcome, reason_code, enforced).inc(number)
@@ -362,9 +398,9 @@ class CheckService:
         kind, identifier = resource.type, resource.id
         if not kind:
             kind, _, identifier = audit.resource.partition("/")
-        tokens = {
-            patient: self._key.token(patient) for patient in (*audit.patients, *resource.patients)
-        }
+        # No more than a record holds: a request may name many thousands.
+        patients = islice(dict.fromkeys((*audit.patients, *resource.patients)), _PATIENTS)
+        tokens = {patient: self._key.token(patient) for patient in patients}
         if kind == "Patient" and identifier:
             identifier = tokens.get(identifier) or self._key.token(identifier)
         return clean(
@@ -402,6 +438,14 @@ class CheckService:
 _PARSE, _DECIDE, _RECORD, _ANSWER = (
     STAGES.labels(stage) for stage in ("parse", "decide", "record", "answer")
 )
+
+
+def _complain(what: str, error: Exception, check: _Check) -> None:
+    """To the log, without the error's own text: it may quote the request."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = [f"{frame.filename}:{frame.lineno}" for frame in frames]
+    with contextlib.suppress(Exception):  # a log that cannot be written stops nobody's answer
+        logger.error(what, error=type(error).__name__, at=at, decision_id=check.decision_id)
 
 
 def _metadata(check: _Check, record: Mapping[str, object]) -> dict[str, object]:

@@ -264,6 +264,7 @@ class CoreServer:
                 _complain("calls could not be taken", error)
             else:
                 leading = not calls or self._answer(calls)
+                del calls  # one that was left unanswered ends when nobody holds it
 
     def _answer(self, calls: list[Exchange]) -> bool:
         """Have `calls` answered; whether the baton is still this thread's."""

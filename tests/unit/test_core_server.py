@@ -211,7 +211,7 @@ def test_cancelled_calls(running):
     assert [future.result() for future in staying] == [b"re stays %d" % n for n in range(40)]
     wait_for(lambda: len(gone) == 40)
     assert sorted(gone) == sorted(b"leaves %d" % n for n in range(40))
-    assert all(exchange.on_gone is None for exchange in held)
+    wait_for(lambda: all(exchange.on_gone is None for exchange in held))
 
 
 def test_an_answer_the_core_does_not_take_is_an_error(running):
@@ -241,11 +241,15 @@ def test_a_handler_that_raises(running):
         echo(exchanges)
 
     one = running(bad, bad, threads=3)
+    began = time.monotonic()
     for _ in range(20):
         with pytest.raises(grpc.RpcError) as error:
             one.ask(b"bad", timeout=SECONDS)
         assert code(error) == grpc.StatusCode.CANCELLED
     assert one.ask(b"a", timeout=SECONDS) == b"re a"
+    assert time.monotonic() - began < 20 * core_server._POLL_SECONDS, (
+        "at once, not at the next look"
+    )
     wait_for(lambda: one.server._in_hand == 0)
 
 
@@ -401,7 +405,7 @@ def test_stop_answers_what_the_core_has_handed_over(running):
     blocked = one.channel.unary_unary("/test.Echo/Block").future(b"")
     reached.wait()  # the thread that takes calls is held
     futures = [one.ask.future(b"%d" % n, timeout=SECONDS) for n in range(20)]
-    time.sleep(0.3)
+    time.sleep(1)  # they have come as far as the core
     stopping = threading.Thread(target=one.server.stop, args=(SECONDS,))
     stopping.start()
     time.sleep(0.1)

@@ -1,0 +1,518 @@
+"""Checks, from request to answer: exactly one answer each, and the last record says what it was.
+
+Real parts but for those that must fail on demand: calls without gRPC, engines that hang or break, a
+journal whose disk does.
+"""
+
+import copy
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+import orjson
+import pytest
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
+
+from authz.blocks import Blocks
+from authz.config import ExtAuthz
+from authz.errors import UnavailableError
+from authz.identity.config import IdentityConfig
+from authz.identity.sources import Identities
+from authz.journal.chain import Chain, split
+from authz.journal.group import GroupCommit
+from authz.journal.segments import Journal, JournalError
+from authz.policy.engine import Decisions
+from authz.policy.verdict import UNDEFINED, PolicyError
+from authz.record import FIELD
+from authz.record.privacy import PrivacyKey
+from authz.record.resource import Resources
+from authz.serve import check as check_module
+from authz.serve.check import CheckService
+from authz.serve.core_server import Exchange
+from authz.serve.metrics import CHECKS
+
+ALLOW = {"allowed": True, "audit": {"subject": "ash"}}
+
+
+class Call(Exchange):
+    """A call without gRPC: keeps its answers, or breaks at the first."""
+
+    __slots__ = ("answers", "broken", "decision_id")
+
+    def __init__(self, path="/fhir/Patient/1", *, seconds=60.0, broken=False, **headers):
+        super().__init__(None, time.time() + seconds)
+        request = CheckRequest()
+        http = request.attributes.request.http
+        http.method, http.path = "GET", path
+        http.headers.update(headers)
+        self.request = request.SerializeToString()
+        self.answers = []
+        self.broken = broken
+
+    def answer(self, response):
+        if self.broken:
+            raise RuntimeError("broken call")
+        self.answers.append(CheckResponse.FromString(response))
+
+    @property
+    def status(self):
+        """The one answer's: 200 for an allow."""
+        [answer] = self.answers
+        return answer.denied_response.status.code or (403 if answer.status.code else 200)
+
+
+class Watched(CheckService):
+    """Tells each call its decision's id, which a late answer does not name."""
+
+    def _begin(self, exchange):
+        check = super()._begin(exchange)
+        exchange.decision_id = check.decision_id
+        return check
+
+
+class Engine:
+    """Decides by `decide_one`, which tests replace."""
+
+    revision = "r1"
+
+    def __init__(self):
+        self.decide_one = lambda _: ALLOW
+        self.free = threading.Event()
+        self.free.set()
+        self.reached = threading.Event()
+
+    def decide(self, documents, until):
+        self.reached.set()
+        self.free.wait()
+        return Decisions(self.revision, [self.decide_one(document) for document in documents])
+
+
+class Disk(Journal):
+    """A journal that fails while `failing`, and hangs while not `free`."""
+
+    failing = False
+
+    def __init__(self, directory):
+        super().__init__(directory)
+        self.free = threading.Event()
+        self.free.set()
+        self.reached = threading.Event()
+
+    def append(self, payloads):
+        self.reached.set()
+        self.free.wait()
+        if self.failing:
+            raise JournalError("no disk")
+        super().append(payloads)
+
+
+class World:
+    """A service and its parts; `watch_deadlines` runs."""
+
+    def __init__(self, directory, **config):
+        self.engine = Engine()
+        self.journal = Disk(directory / "journal")
+        self.keeper = GroupCommit(self.journal, Chain("w", self.journal))
+        self.identities = Identities(IdentityConfig())
+        self.key = PrivacyKey.of(bytes(32))
+        self.service = Watched(
+            ExtAuthz(**config), self.identities, Blocks(directory / "blocks.json", {}),
+            self.engine, self.keeper, self.key, Resources(),
+        )  # fmt: skip
+        self.watching = threading.Thread(target=self.service.watch_deadlines)
+        self.watching.start()
+
+    def handle(self, *calls):
+        self.service.handle(list(calls))
+        return calls
+
+    def handling(self, *calls):
+        """As `handle`, in a thread of its own."""
+        thread = threading.Thread(target=self.handle, args=calls)
+        thread.start()
+        return thread
+
+    def records(self, call):
+        """All of `call`, in the order of the journal."""
+        self.keeper.drain()
+        return [r for r in self.every() if r["decision_id"] == call.decision_id]
+
+    def every(self):
+        reader = self.journal.reader(1)
+        found = [orjson.loads(split(payload)[0]) for payload in reader.take(1_000_000)]
+        reader.close()
+        return found
+
+    def close(self):
+        self.engine.free.set()
+        self.journal.free.set()
+        self.service.close()
+        self.watching.join()
+        self.keeper.close()
+        self.journal.close()
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = []
+
+    def make(**config):
+        made.append(World(tmp_path, **config))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def wait_for(condition):
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until, "it did not come to that"
+        time.sleep(0.002)
+
+
+def reasons(records):
+    return [record["reason_code"] for record in records]
+
+
+def counted(reason_code):
+    return sum(
+        sample.value
+        for metric in CHECKS.collect()
+        for sample in metric.samples
+        if sample.name == "authz_checks_total" and sample.labels["reason_code"] == reason_code
+    )
+
+
+def test_each_gets_its_own_answer(world):
+    """Of Checks decided together, each has the answer and the record of its own request."""
+    one = world()
+    outcomes = {
+        "/fhir/Patient/1": ALLOW,
+        "/fhir/Patient/2": {"allowed": False, "http_status": 404},
+        "/fhir/Patient/3": True,
+        "/fhir/Patient/4": False,
+        "/fhir/Patient/5": UNDEFINED,
+        "/fhir/Patient/6": PolicyError("x"),
+        "/fhir/Patient/7": UnavailableError("x"),
+        "/fhir/Patient/8": {"allowed": "yes"},
+    }
+    one.engine.decide_one = lambda document: outcomes[
+        document["attributes"]["request"]["http"]["path"]
+    ]
+    calls = one.handle(*map(Call, outcomes), Call("/fhir/../admin"), Call("/%zz"))
+    assert [call.status for call in calls] == [200, 404, 200, 403, 403, 403, 503, 403, 400, 400]
+    for call in calls:
+        [record] = one.records(call)
+        assert record.get("allowed", False) is (call.status == 200)
+        assert record.get("status", 200) == call.status
+
+
+def test_bytes_that_are_no_request(world):
+    """What cannot be parsed, no bytes and too many bytes are denied, and recorded."""
+    one = world()
+    calls = [Call(), Call(), Call()]
+    calls[0].request, calls[1].request, calls[2].request = b"\xff", b"", bytes(1 << 21)
+    one.handle(*calls)
+    assert [call.status for call in calls] == [400, 400, 413]
+    assert reasons(one.every()) == ["bad_request"] * 3
+
+
+# -- too slow
+
+
+def test_an_engine_that_hangs(world):
+    """A policy that takes too long is answered for before Envoy stops waiting; what it says in the
+    end changes neither the answer nor the last record."""
+    one = world(timeout_ms=100)
+    one.engine.free.clear()
+    call = Call()
+    thread = one.handling(call)
+    wait_for(lambda: call.answers)
+    assert call.status == 503
+    one.engine.free.set()
+    thread.join()
+    assert len(call.answers) == 1
+    assert reasons(one.records(call)) == ["deadline"]
+
+
+def test_a_disk_that_hangs(world):
+    """A disk that takes too long turns an allow into a denial, whose record comes last, after the
+    one that was under way."""
+    one = world(timeout_ms=100)
+    one.journal.free.clear()
+    before = counted("deadline"), counted("allowed")
+    calls = [Call(), Call()]
+    threads = [one.handling(call) for call in calls]
+    wait_for(lambda: all(call.answers for call in calls))
+    assert [call.status for call in calls] == [503, 503]
+    one.journal.free.set()
+    for thread in threads:
+        thread.join()
+    for call in calls:
+        assert len(call.answers) == 1
+        assert reasons(one.records(call)) == ["allowed", "deadline"]
+    assert (counted("deadline"), counted("allowed")) == (before[0] + 2, before[1])
+
+
+def test_a_client_that_hardly_waits(world):
+    """The client's own deadline counts where it is the earlier one."""
+    one = world(timeout_ms=60_000)
+    one.engine.free.clear()
+    call = Call(seconds=0.1)
+    thread = one.handling(call)
+    wait_for(lambda: call.answers)
+    assert call.status == 503
+    one.engine.free.set()
+    thread.join()
+
+
+@pytest.mark.parametrize("step", [-3600, 3600])
+def test_a_clock_that_is_set(world, monkeypatch, step):
+    """When the time of day is set meanwhile, an answer still comes in time; forward, it may be a
+    denial, for the client's deadline seems to be over."""
+
+    class Time:
+        monotonic, perf_counter = staticmethod(time.monotonic), staticmethod(time.perf_counter)
+
+        @staticmethod
+        def time():
+            return time.time() + step
+
+        @staticmethod
+        def time_ns():
+            return time.time_ns() + step * 10**9
+
+    one = world(timeout_ms=200)
+    monkeypatch.setattr(check_module, "time", Time)
+    one.engine.free.clear()
+    call = Call(seconds=0.2)
+    began = time.monotonic()
+    thread = one.handling(call)
+    wait_for(lambda: call.answers)
+    assert call.status == 503
+    assert time.monotonic() - began < 20
+    one.engine.free.set()
+    thread.join()
+    assert len(call.answers) == 1
+
+
+def test_answers_and_deadlines_at_the_same_moment(world):
+    """However close the answer and its deadline come, there is one answer, the last record says
+    the same, and the metrics count it once."""
+    one = world(timeout_ms=60_000)
+    random = Random(5)
+
+    def slow(_document):
+        time.sleep(random.random() / 500)
+        return random.choice((ALLOW, {"allowed": False}))
+
+    one.engine.decide_one = slow
+    codes = ("allowed", "denied", "deadline")
+    before = Counter({code: counted(code) for code in codes})
+    batches = [
+        [Call(seconds=0.05 + random.random() / 20) for _ in range(random.randint(1, 8))]
+        for _ in range(150)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda batch: one.handle(*batch), batches))
+    wait_for(lambda: not one.service._open)
+    one.keeper.drain()
+    last = {record["decision_id"]: record for record in one.every()}
+    answered = Counter()
+    for call in (call for batch in batches for call in batch):
+        record = last[call.decision_id]
+        assert record.get("allowed", False) is (call.status == 200)
+        assert record.get("status", 200) == call.status
+        answered[record["reason_code"]] += 1
+    assert set(answered) == set(codes)
+    wait_for(lambda: {code: counted(code) - before[code] for code in codes} == answered)
+
+
+# -- what fails
+
+
+def test_a_disk_that_fails(world):
+    """What cannot be recorded is not allowed; the denials are recorded once the disk is back, or
+    counted."""
+    one = world()
+    one.journal.failing = True
+    calls = one.handle(Call(), Call())
+    assert [call.status for call in calls] == [503, 503]
+    wait_for(lambda: one.keeper.lost == 2)
+    one.journal.failing = False
+    [call] = one.handle(Call())
+    assert call.status == 200
+    assert reasons(one.records(call)) == ["allowed"]
+
+
+def test_an_engine_that_breaks(world):
+    """A bug in the engine denies all that were asked together, and what was denied before that
+    keeps its reason or gets the bug's."""
+    one = world()
+
+    def broken(_document):
+        raise ZeroDivisionError
+
+    one.engine.decide_one = broken
+    calls = one.handle(Call(), Call(), Call("/fhir/../x"))
+    assert [call.status for call in calls] == [500, 500, 500]
+    one.keeper.drain()
+    assert reasons(one.every()) == ["internal_error"] * 3
+
+
+@pytest.mark.parametrize("where", ["read", "judge", "record", "answer"])
+def test_a_bug_in_one_check_is_that_ones_only(world, monkeypatch, where):
+    """Whatever step breaks for one Check, it is denied with 500, that is its last record, and those
+    it came with are answered as if it were not there."""
+    one = world()
+    bad = "bad-one"
+
+    def breaking(real):
+        def step(*args, **kwargs):
+            if bad in repr(args):
+                raise RecursionError
+            return real(*args, **kwargs)
+
+        return step
+
+    if where == "read":
+        monkeypatch.setattr(one.identities, "read", breaking(one.identities.read))
+    elif where == "judge":
+        one.engine.decide_one = lambda document: {**ALLOW, "body": repr(document)}
+        monkeypatch.setattr(check_module, "read_verdict", breaking(check_module.read_verdict))
+    elif where == "record":
+        monkeypatch.setattr(check_module, "clean", breaking(check_module.clean))
+    else:
+        monkeypatch.setattr(check_module, "answer", breaking(check_module.answer))
+        one.engine.decide_one = lambda document: {
+            **ALLOW,
+            "headers": {"x": document["attributes"]["request"]["http"]["headers"]["user-agent"]},
+        }
+    agents = ["good", bad, "good", "good"]
+    calls = one.handle(*(Call(**{"user-agent": agent}) for agent in agents))
+    assert [call.status for call in calls] == [200, 500, 200, 200]
+    one.keeper.drain()
+    last = {record["decision_id"]: record["reason_code"] for record in one.every()}
+    assert Counter(last.values()) == {"allowed": 3, "internal_error": 1}
+
+
+def test_a_call_that_takes_no_answer(world):
+    """A call that breaks when it is answered costs the others nothing, and its record says in the
+    end that nobody got the answer."""
+    one = world()
+    calls = one.handle(Call(), Call(broken=True), Call())
+    assert [call.status for call in (calls[0], calls[2])] == [200, 200]
+    assert reasons(one.records(calls[1])) == ["allowed", "client_gone"]
+    assert not one.service._open
+
+
+def test_the_watch_outlives_what_it_meets(world, monkeypatch):
+    """Neither a call that takes no answer nor a bug in a record ends the thread that sees to
+    deadlines: those after it are still answered."""
+    one = world(timeout_ms=100)
+    one.engine.free.clear()
+    real = check_module.clean
+
+    def broken(values):
+        if values["user_agent"] == "bad":
+            raise KeyError("x")
+        return real(values)
+
+    monkeypatch.setattr(check_module, "clean", broken)
+    calls = [Call(broken=True), Call(**{"user-agent": "bad"}), Call()]
+    threads = [one.handling(call) for call in calls]
+    wait_for(lambda: calls[1].answers and calls[2].answers)
+    assert [call.status for call in calls[1:]] == [500, 503]
+    later = Call()
+    threads.append(one.handling(later))
+    wait_for(lambda: later.answers)
+    assert later.status == 503
+    one.engine.free.set()
+    for thread in threads:
+        thread.join()
+    assert one.watching.is_alive()
+
+
+def test_a_log_that_cannot_be_written(world, monkeypatch):
+    """A standard error that nobody reads any more makes no answer late, and none an allow."""
+
+    class Broken:
+        def error(self, *_, **__):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(check_module, "logger", Broken())
+    one = world()
+    one.engine.decide_one = lambda _: UNDEFINED
+    calls = one.handle(Call(), Call(), Call(broken=True))
+    assert all(call.status in (403, 500) for call in calls[:2])
+    one.journal.failing = True
+    assert all(call.status >= 500 for call in one.handle(Call(), Call()))
+
+
+def test_what_is_shed(world):
+    """Those too many are denied at once and recorded with what is known of them, bugs or not."""
+    one = world()
+    calls = [Call("/fhir/Patient/7"), Call("/fhir/../x"), Call(broken=True), Call()]
+    one.service.shed(calls)
+    assert [call.status for call in calls if call.answers] == [503, 503, 503]
+    for call in calls:
+        [record] = one.records(call)
+        assert (record["reason_code"], record["status"]) == ("overloaded", 503)
+
+
+# -- what threads share
+
+
+def test_a_decision_is_shared_and_not_changed(world):
+    """One decision document that several requests share (as the cache has them) is the same
+    afterwards, and each answer is as from a document of its own."""
+    one = world()
+    decision = {
+        "allowed": True,
+        "headers": {"x": ["1", "2"]},
+        "dynamic_metadata": {"a": {"b": [1, {"c": None}]}, "decision_id": "policy's", "authz": "x"},
+        "audit": {"subject": "ash", "roles": ["r"], "patients": ["7"]},
+    }
+    kept = copy.deepcopy(decision)
+    one.engine.decide_one = lambda _: decision
+    with ThreadPoolExecutor(4) as pool:
+        batches = list(pool.map(lambda _: one.handle(*(Call() for _ in range(8))), range(50)))
+    assert decision == kept
+    calls = [call for batch in batches for call in batch]
+    ids = set()
+    for call in calls:
+        fields = call.answers[0].dynamic_metadata.fields
+        ids.add(fields["decision_id"].string_value)
+        assert fields["a"].struct_value.fields["b"].list_value.values[0].number_value == 1
+        assert orjson.loads(fields["authz"].string_value)["subject"] == "ash"
+    assert len(ids) == len(calls)
+
+
+def test_a_client_that_left(world):
+    """A client that went away before its answer has a second record that says so; one that did not
+    has none."""
+    one = world()
+    gone, there = one.handle(Call(), Call())
+    assert gone.on_gone is not None
+    gone.on_gone()
+    assert reasons(one.records(gone)) == ["allowed", "client_gone"]
+    assert reasons(one.records(there)) == ["allowed"]
+
+
+def test_a_request_that_names_many_patients(world, monkeypatch):
+    """A token is made for as many patients as a record holds, not for all that a path can name."""
+    made = []
+    token = PrivacyKey.token
+    monkeypatch.setattr(
+        PrivacyKey, "token", lambda key, patient: made.append(patient) or token(key, patient)
+    )
+    one = world()
+    names = ",".join(str(number) for number in range(20_000))
+    [call] = one.handle(Call(f"/fhir/Observation?patient={names}"))
+    [record] = one.records(call)
+    assert len(record["patients"]) == FIELD["patients"].items
+    assert len(made) == FIELD["patients"].items
