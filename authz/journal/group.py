@@ -5,6 +5,7 @@ The same promise as `authz.journal.commit`, for a server that works in threads.
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -12,6 +13,8 @@ from authz.journal.commit import Framer
 from authz.journal.segments import Journal, JournalError, JournalFullError
 
 T = TypeVar("T")
+
+_STUCK_SECONDS = 1.0
 
 
 class Ticket(Generic[T]):
@@ -42,13 +45,20 @@ class GroupCommit(Generic[T]):
         self._count = 0
         self.lost = 0  # items that could not be made durable, and nobody was there to be told
         self._writing = threading.Lock()  # over journal and framer
-        self.failing = False  # the last write failed
+        self._failed = False  # the last write
+        self._since: float | None = None  # when the write under way began
         self.on_durable: Callable[[], None] = _nothing
         self._posted = threading.Event()
         self._closing = False
         self._closed = False
         self._background = threading.Thread(target=self._write_posted, name="journal", daemon=True)
         self._background.start()
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last write failed, or one is under way that does not end."""
+        since = self._since
+        return self._failed or (since is not None and time.monotonic() - since > _STUCK_SECONDS)
 
     def enqueue(self, items: Sequence[T]) -> Ticket[T]:
         """Fix the place of `items` in the order; `wait` makes them durable."""
@@ -119,6 +129,7 @@ class GroupCommit(Generic[T]):
             return
         items = [item for ticket in tickets for item in ticket.items]
         error: JournalError | None = None
+        self._since = time.monotonic()
         try:
             if self._closed:
                 raise JournalError("the journal is closed")
@@ -128,7 +139,7 @@ class GroupCommit(Generic[T]):
             error = failure
         except Exception as failure:  # noqa: BLE001 - whatever it was, who waits must know
             error = JournalError(type(failure).__name__)
-        self.failing = error is not None
+        self._failed, self._since = error is not None, None
         for ticket in tickets:
             ticket.error = error
             ticket.done = True

@@ -63,10 +63,10 @@ class CachedEngine:
         """As the engine's; decisions only are kept, errors are not."""
         if not self._usable():
             return self._engine.decide(documents, deadline)
-        revision = self._engine.revision
         keys = [cache_key(document) for document in documents]
         now = time.monotonic()
         with self._lock:
+            revision = self._revision
             kept = {key: self._known[key] for key in keys if key in self._known}
         found = {key: outcome for key, (outcome, until) in kept.items() if now < until}
         missing = {

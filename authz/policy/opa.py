@@ -172,7 +172,10 @@ class OpaEngine:
             body = orjson.dumps({"input": document})
         except (TypeError, ValueError) as error:
             raise PolicyError(f"the input cannot be sent to OPA ({type(error).__name__})") from None
-        line = self._lines.pop() if self._lines else _Line(self._options)
+        try:
+            line = self._lines.pop()
+        except IndexError:
+            line = _Line(self._options)
         try:
             status, content = line.post(url, body, until - time.monotonic())
         finally:

@@ -8,17 +8,14 @@ act on. `watch_deadlines`, in a thread of its own, answers whatever takes too lo
 
 import contextlib
 import hashlib
-import os
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
-import orjson
 import structlog
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf.message import DecodeError
@@ -43,17 +40,17 @@ from authz.journal.group import Ticket
 from authz.journal.segments import JournalError
 from authz.policy.engine import Decider, Document, Outcome
 from authz.policy.verdict import PolicyError, Verdict, denial, read_verdict
-from authz.record import DECIDED, FIELD, Record, clean
+from authz.record import Record
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resource, Resources
 from authz.serve.core_server import Exchange
+from authz.serve.decided import decision_record, metadata, new_decision_id
 from authz.serve.metrics import BATCHES, CHECKS, IN_FLIGHT, SECONDS, SHED, STAGES
 from authz.serve.tracing import CheckTracer
 
 METHOD = "/envoy.service.auth.v3.Authorization/Check"
 _MARGIN_SECONDS = 0.05  # our answer comes this long before Envoy stops waiting
 _JOURNAL_SECONDS = 0.025  # of that time, what a slow policy leaves for its record to reach the disk
-_PATIENTS = FIELD["patients"].items
 _LOOK_SECONDS = 0.01  # how often the clock is looked at for Checks that take too long
 
 logger = structlog.get_logger()
@@ -154,7 +151,7 @@ class CheckService:
             _ANSWER.observe(time.perf_counter() - kept)
             if self._tracer:
                 self._trace(checks, begun, parsed, decided, kept)
-        self._count(answered)
+        self._count(answered, enforced=not self._config.dry_run)
 
     def shed(self, exchanges: list[Exchange]) -> None:
         """Deny each at once: too many are under way."""
@@ -303,7 +300,7 @@ class CheckService:
         verdict = check.verdict
         if self._config.dry_run and not verdict.allowed:
             verdict = Verdict(allowed=True, http_status=200, reason_code="dry_run", plain=True)
-        response = answer(verdict, _metadata(check, record))
+        response = answer(verdict, metadata(record))
         if self._open.pop(check, self) is self:
             return False
         check.answered = check.verdict
@@ -338,7 +335,7 @@ class CheckService:
             self._keeper.post((record, b""))
         check.answered = verdict
         self._send(check, answer(verdict, {}))
-        self._count([check])
+        self._count([check], enforced=True)
 
     def _internal_error(self, check: _Check, error: Exception) -> None:
         """Deny, and record with nothing that a bug could have spoilt. Raises nothing."""
@@ -358,7 +355,7 @@ class CheckService:
         if mine:
             check.answered = verdict
             self._send(check, answer(verdict, {"decision_id": check.decision_id}))
-            self._count([check])
+            self._count([check], enforced=True)
         _complain("a bug in Check", error, check)
 
     def _trace(self, checks: list[_Check], *ends: float) -> None:
@@ -379,60 +376,28 @@ class CheckService:
                 }
                 self._tracer.check(check.facts.traceparent, begun, named, attributes)
 
-    def _count(self, checks: list[_Check]) -> None:
+    def _count(self, checks: list[_Check], *, enforced: bool) -> None:
         now = time.monotonic()
-        enforced = "false" if self._config.dry_run else "true"
         outcomes: Counter[tuple[str, str]] = Counter()
         for check in checks:
             SECONDS.observe(now - check.began)
             if verdict := check.answered:
                 outcomes["allowed" if verdict.allowed else "denied", verdict.reason_code] += 1
         for (outcome, reason_code), number in outcomes.items():
-            CHECKS.labels(outcome, reason_code, enforced).inc(number)
+            CHECKS.labels(outcome, reason_code, "true" if enforced else "false").inc(number)
 
     def _record(self, check: _Check, verdict: Verdict | None = None) -> Record:
-        verdict = verdict or check.verdict
-        assert verdict is not None
-        known, resource, audit = check.facts, check.resource, verdict.audit
-        identity = check.identity
-        kind, identifier = resource.type, resource.id
-        if not kind:
-            kind, _, identifier = audit.resource.partition("/")
-        # No more than a record holds: a request may name many thousands.
-        patients = islice(dict.fromkeys((*audit.patients, *resource.patients)), _PATIENTS)
-        tokens = {patient: self._key.token(patient) for patient in patients}
-        if kind == "Patient" and identifier:
-            identifier = tokens.get(identifier) or self._key.token(identifier)
-        return clean(
-            {
-                "kind": "decision",
-                "time": known.time_us or time.time_ns() // 1000,
-                "decision_id": check.decision_id,
-                "subject": audit.subject or identity.subject,
-                "principal": known.principal,
-                "roles": audit.roles or identity.roles,
-                "tenant": audit.tenant or identity.tenant,
-                "purpose": audit.purpose,
-                "reason": audit.reason or check.note,
-                "allowed": verdict.allowed,
-                "enforced": not self._config.dry_run,
-                "reason_code": verdict.reason_code,
-                "break_glass": audit.break_glass,
-                "policy_revision": check.revision or self._engine.revision,
-                "method": known.method,
-                "host": known.host,
-                "path": resource.path,
-                "resource_type": kind,
-                "resource_id": identifier,
-                "patients": list(tokens.values()),
-                "action": resource.action,
-                "source_ip": known.source_ip,
-                "user_agent": known.user_agent,
-                "status": 0 if verdict.allowed else verdict.http_status,
-                "request_id": known.request_id,
-                "trace_id": known.trace_id,
-            }
-        )
+        """The record of this verdict, or of the Check's own. What we refuse by ourselves is
+        enforced in a dry run too."""
+        own = verdict or check.verdict
+        assert own is not None
+        return decision_record(
+            check.facts, check.resource, check.identity, own, self._key,
+            decision_id=check.decision_id,
+            revision=check.revision or self._engine.revision,
+            note=check.note,
+            enforced=verdict is not None or not self._config.dry_run,
+        )  # fmt: skip
 
 
 _PARSE, _DECIDE, _RECORD, _ANSWER = (
@@ -446,18 +411,3 @@ def _complain(what: str, error: Exception, check: _Check) -> None:
     at = [f"{frame.filename}:{frame.lineno}" for frame in frames]
     with contextlib.suppress(Exception):  # a log that cannot be written stops nobody's answer
         logger.error(what, error=type(error).__name__, at=at, decision_id=check.decision_id)
-
-
-def _metadata(check: _Check, record: Mapping[str, object]) -> dict[str, object]:
-    """What Envoy's access log brings back, so that the access says all the decision said. One
-    text, since a structure costs us, Envoy and the receiver ten times as much."""
-    brought = {name: record[name] for name in DECIDED if name in record}
-    return {"decision_id": check.decision_id, "authz": orjson.dumps(brought).decode()}
-
-
-def new_decision_id() -> str:
-    """A UUID, version 7 (RFC 9562): its order is that of time, to the millisecond."""
-    stamp = (time.time_ns() // 1_000_000).to_bytes(6).hex()
-    random = os.urandom(10).hex()
-    variant = "89ab"[int(random[3], 16) & 3]
-    return f"{stamp[:8]}-{stamp[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:19]}"

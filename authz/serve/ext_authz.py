@@ -203,5 +203,5 @@ class _Watch:
         while True:
             JOURNAL_FILL.set(writer.journal.fill)
             self._health.set(serving=self._decides and not writer.committer.failing)
-            writer.tell_lost()
+            await asyncio.to_thread(writer.tell_lost)  # it waits for the disk
             await asyncio.sleep(_WATCH_SECONDS)

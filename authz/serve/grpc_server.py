@@ -21,6 +21,8 @@ logger = structlog.get_logger()
 # that Envoy's failure_mode_allow could turn into an allow.
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
+    ("grpc.max_metadata_size", 1 << 20),
+    ("grpc.absolute_max_metadata_size", 1 << 20),
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5000),

@@ -29,6 +29,7 @@ from authz.record import FIELD
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
 from authz.serve import check as check_module
+from authz.serve import decided
 from authz.serve.check import CheckService
 from authz.serve.core_server import Exchange
 from authz.serve.metrics import CHECKS
@@ -385,7 +386,7 @@ def test_a_bug_in_one_check_is_that_ones_only(world, monkeypatch, where):
         one.engine.decide_one = lambda document: {**ALLOW, "body": repr(document)}
         monkeypatch.setattr(check_module, "read_verdict", breaking(check_module.read_verdict))
     elif where == "record":
-        monkeypatch.setattr(check_module, "clean", breaking(check_module.clean))
+        monkeypatch.setattr(decided, "clean", breaking(decided.clean))
     else:
         monkeypatch.setattr(check_module, "answer", breaking(check_module.answer))
         one.engine.decide_one = lambda document: {
@@ -415,14 +416,14 @@ def test_the_watch_outlives_what_it_meets(world, monkeypatch):
     deadlines: those after it are still answered."""
     one = world(timeout_ms=100)
     one.engine.free.clear()
-    real = check_module.clean
+    real = decided.clean
 
     def broken(values):
         if values["user_agent"] == "bad":
             raise KeyError("x")
         return real(values)
 
-    monkeypatch.setattr(check_module, "clean", broken)
+    monkeypatch.setattr(decided, "clean", broken)
     calls = [Call(broken=True), Call(**{"user-agent": "bad"}), Call()]
     threads = [one.handling(call) for call in calls]
     wait_for(lambda: calls[1].answers and calls[2].answers)

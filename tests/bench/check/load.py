@@ -51,7 +51,8 @@ def _all(commands: list[list[str]]) -> None:
 
 
 def through_envoy(port: int, work: Path, requests: int, in_flight: int, *, varied: bool) -> Latency:
-    """The latency of GETs, each for another chart if `varied`."""
+    """The latency of GETs, each for another chart if `varied`. On one connection: each of several
+    would go through the same list."""
     uris = work / f"uris-{port}"
     numbers = range(_PATHS) if varied else (7,)
     uris.write_text("".join(f"http://127.0.0.1:{port}/fhir/Patient/p-{n}\n" for n in numbers))
@@ -59,7 +60,7 @@ def through_envoy(port: int, work: Path, requests: int, in_flight: int, *, varie
     for total in (1000, requests):  # the first warms up
         log.unlink(missing_ok=True)
         subprocess.run(
-            [program("h2load"), "-n", str(total), "-c", str(in_flight), "-m", "1",
+            [program("h2load"), "-n", str(total), "-c", "1", "-m", str(in_flight),
              "-i", str(uris), "--log-file", str(log)],
             check=True, capture_output=True,
         )  # fmt: skip
