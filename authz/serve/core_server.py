@@ -2,8 +2,8 @@
 
 grpcio's two servers cost 260 µs of CPU a call where this costs 64 (16 in flight, one machine, the
 same run): they wake an event loop or a thread for every step of every call. Here one thread at a
-time waits on the core's completion queue, gathers the calls that came together, and lets another
-take its place before it answers them.
+time waits on the core's completion queue, gathers the calls that came together and answers them;
+where that takes long, another takes its place in the meantime.
 
 `grpc._cython.cygrpc` is what grpcio's own server is made of, and no public interface: it is used in
 this file only, `pyproject.toml` bounds the version, and tests/unit/test_core_server.py fails on an
