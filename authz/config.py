@@ -86,7 +86,7 @@ class ExtAuthz(_Section):
     workers: int = Field(1, ge=1, le=64, description="processes, each on a port of its own")
     worker: int = Field(0, ge=0, description="which of them this is; set by authz itself")
     tracing: str | None = Field(
-        None, pattern="^https?://", description="OTLP collector over gRPC: http://host:4317"
+        None, pattern="^https?://", description="OTLP collector over HTTP: http://host:4318"
     )
     max_concurrent: int = Field(
         1024, ge=1, description="Checks under way at once; more are denied with 503"

@@ -48,6 +48,8 @@ from authz.serve.decided import decision_record, metadata, new_decision_id
 from authz.serve.metrics import BATCHES, CHECKS, IN_FLIGHT, SECONDS, SHED, STAGES
 from authz.serve.tracing import CheckTracer
 
+# An answer of no bytes would be an allow. Nobody asked for anything, so nothing is recorded.
+UNASKED = answer(denial(400, "bad_request"), {})
 METHOD = "/envoy.service.auth.v3.Authorization/Check"
 _MARGIN_SECONDS = 0.05  # our answer comes this long before Envoy stops waiting
 _JOURNAL_SECONDS = 0.025  # of that time, what a slow policy leaves for its record to reach the disk

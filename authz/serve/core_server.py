@@ -172,12 +172,13 @@ class CoreServer:
     `handle` gets the calls that came together, at most `most()`, and answers each; it runs in one
     of at most `threads` threads. When all of them are busy, or `limit` calls are under way, the one
     that waits for calls goes on waiting and gives what comes to `shed`, which must answer at once.
+    Who asks nothing is answered with `unasked`.
     """
 
     def __init__(
         self, method: str, handle: Callable[[list[Exchange]], None],
         shed: Callable[[list[Exchange]], None], others: Mapping[str, Handler], *,
-        most: Callable[[], int], limit: int = 1024, threads: int = 64,
+        most: Callable[[], int], unasked: bytes, limit: int = 1024, threads: int = 64,
         options: Sequence[tuple[str, int]] = (),
     ) -> None:  # fmt: skip
         self._method = method.encode()
@@ -185,6 +186,7 @@ class CoreServer:
         self._shed = shed
         self._others = {name.encode(): handler for name, handler in others.items()}
         self._most = most
+        self._unasked = unasked
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server([*_TAKE_ALL, *options], False)
         self._server.register_completion_queue(self._queue)
@@ -381,9 +383,11 @@ class CoreServer:
             call.start_server_batch(operations, _ignore)
 
     def _received(self, exchange: Exchange, event: Any) -> None:
-        # None if the client ended its side, or left, before it had asked. No bytes are a message
-        # too, and an answer of no bytes would be an allow: it is for `handle` to say.
-        exchange.request = event.batch_operations[0].message() or b""
+        message = event.batch_operations[0].message()
+        if message is None:  # the client ended its side, or left, before it had asked
+            exchange.answer(self._unasked)
+            return
+        exchange.request = message
         exchange.arrived = time.monotonic()
         self._ready.append(exchange)
 

@@ -22,7 +22,7 @@ from authz.record.privacy import load_key
 from authz.record.resource import Resources
 from authz.record.sealing import load_sealing_key, seal
 from authz.serve import grpc_server, tls, tracing, workers
-from authz.serve.check import METHOD, CheckService, Seal
+from authz.serve.check import METHOD, UNASKED, CheckService, Seal
 from authz.serve.core_server import CoreServer
 from authz.serve.health import CoreHealth
 from authz.serve.metrics import DRY_RUN, JOURNAL_FILL, POLICY
@@ -50,7 +50,7 @@ async def serve(given: Config) -> None:
     await identities.start()
     writer = Writer(config)
     key = load_key(config.privacy.key or config.data_dir / "privacy.key")
-    tracer = tracing.otlp(options.tracing) if options.tracing else None
+    tracer = tracing.CheckTracer(tracing.OtlpJson(options.tracing)) if options.tracing else None
     blocks = Blocks.load(config.data_dir / "blocks.json")
     service = CheckService(
         options, identities, blocks, CachedEngine(engine), writer.committer, key,
@@ -107,7 +107,7 @@ def _server(
         others |= reflection_handlers([_SERVICE, "grpc.health.v1.Health"])
     threading.Thread(target=service.watch_deadlines, name="deadlines", daemon=True).start()
     return CoreServer(
-        METHOD, service.handle, service.shed, others, most=lambda: engine.most,
+        METHOD, service.handle, service.shed, others, most=lambda: engine.most, unasked=UNASKED,
         limit=options.max_concurrent, options=grpc_server.OPTIONS,
     )  # fmt: skip
 

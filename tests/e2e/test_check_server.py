@@ -5,12 +5,14 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import grpc
 import pytest
@@ -18,7 +20,6 @@ from certificates import Certificates
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from programs import AUTHZ, World, free_port, listens, run, until, world
 
 from authz.store.client import connect
@@ -250,42 +251,46 @@ def test_dry_run_cannot_be_mistaken(server):
     assert all(line.get("dry_run") is True for line in server.said())
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """An OTLP collector."""
+class Collector(BaseHTTPRequestHandler):
+    """An OTLP collector, over HTTP."""
 
-    def __init__(self) -> None:
-        self.spans = []
+    spans: ClassVar[list[dict[str, Any]]] = []
 
-    def Export(self, request, context):  # noqa: N802 - the service's name for it
-        for resource in request.resource_spans:
-            for scope in resource.scope_spans:
-                self.spans += scope.spans
-        return trace_service_pb2.ExportTraceServiceResponse()
+    def do_POST(self) -> None:
+        assert self.path == "/v1/traces"
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        for resource in body["resourceSpans"]:
+            for scope in resource["scopeSpans"]:
+                self.spans.extend(scope["spans"])
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
 
 
 def test_traces_go_on(server):
     """A sampled request's trace goes on through the Check, with the stages and the outcome and
     nothing of the request; one that is not sampled has no span."""
-    collector, port = Collector(), free_port()
-    collecting = grpc.server(ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, collecting)
-    collecting.add_insecure_port(f"127.0.0.1:{port}")
-    collecting.start()
-    server.settings = {"AUTHZ_EXT_AUTHZ__TRACING": f"http://127.0.0.1:{port}"}
+    collecting = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=collecting.serve_forever, daemon=True).start()
+    server.settings = {"AUTHZ_EXT_AUTHZ__TRACING": f"http://127.0.0.1:{collecting.server_port}"}
     server.start()
     trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     with open_channel(server.port) as channel:
         answer = check(channel, "/no?secret=word", f"00-{trace}-{parent}-01")
         check(channel, "/no", f"00-{trace[::-1]}-{parent}-00")
     assert server.stop() == 0
-    collecting.stop(1).wait()
-    [span] = collector.spans
-    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (trace, parent)
-    assert [event.name for event in span.events] == ["parse", "decide", "record", "answer"]
-    told = {item.key: item.value for item in span.attributes}
+    collecting.shutdown()
+    collecting.server_close()
+    [span] = Collector.spans
+    assert (span["traceId"], span["parentSpanId"]) == (trace, parent)
+    assert [event["name"] for event in span["events"]] == ["parse", "decide", "record", "answer"]
+    told = {item["key"]: item["value"] for item in span["attributes"]}
     decision_id = answer.dynamic_metadata["decision_id"]
-    assert told["authz.decision_id"].string_value == decision_id
-    assert told["authz.reason_code"].string_value == "denied"
+    assert told["authz.decision_id"] == {"stringValue": decision_id}
+    assert told["authz.reason_code"] == {"stringValue": "denied"}
+    assert told["authz.allowed"] == {"boolValue": False}
+    assert int(span["startTimeUnixNano"]) <= int(span["endTimeUnixNano"])
     assert "secret" not in str(span)
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 from grpc._cython import cygrpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from authz.errors import UsageError
 from authz.serve import core_server
+from authz.serve.check import UNASKED
 from authz.serve.core_server import Conversation, CoreServer, Unary
 from authz.serve.grpc_server import OPTIONS
 from authz.serve.health import CoreHealth
@@ -27,6 +29,7 @@ class Running:
     """A server on a unix socket, and a client's channel to it."""
 
     def __init__(self, directory, handle, shed=None, others=(), *, most=16, **options):
+        options.setdefault("unasked", b"nothing asked")
         self.address = f"unix://{directory}/core.sock"
         self.server = CoreServer(
             METHOD,
@@ -167,11 +170,13 @@ def test_deadline_is_told(running):
     assert seen[1] > 1e6
 
 
-def test_a_call_without_a_request_is_answered_by_the_handler(running):
-    """A client that ends its side before it has asked gets what the handler says to no bytes: no
-    bytes as an answer would be a CheckResponse that allows."""
+def test_a_call_without_a_request(running):
+    """A client that ends its side before it has asked gets the answer that is for such, and not no
+    bytes, which would be a CheckResponse that allows."""
     one = running(echo)
-    assert one.channel.stream_unary(METHOD)(iter(()), timeout=SECONDS) == b"re "
+    assert one.channel.stream_unary(METHOD)(iter(()), timeout=SECONDS) == b"nothing asked"
+    assert CheckResponse.FromString(UNASKED).status.code == 7
+    assert CheckResponse.FromString(UNASKED).denied_response.status.code == 400
 
 
 def test_more_requests_than_one_get_one_answer(running):
@@ -451,7 +456,7 @@ def test_stop_does_not_wait_for_ever(running):
 def test_an_address_in_use(running, tmp_path):
     """An address that cannot be listened on is the user's to mend."""
     one = running(echo)
-    other = CoreServer(METHOD, echo, echo, {}, most=lambda: 1, options=OPTIONS)
+    other = CoreServer(METHOD, echo, echo, {}, most=lambda: 1, unasked=b"", options=OPTIONS)
     with pytest.raises(UsageError, match="choose another"):
         other.start(f"unix://{tmp_path}/absent/core.sock")
     assert one.ask(b"a", timeout=SECONDS) == b"re a"

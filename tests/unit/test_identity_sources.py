@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from identity_provider import NO_FACTS, Signer, bearer, identities, refused
 
-from authz.envoy.check import Facts, facts, input_document
+from authz.envoy.check import Facts, facts, input_document, told
 from authz.identity.config import IdentityConfig
 from authz.identity.sources import Identities, Identity, shown
 from authz.identity.values import claim
@@ -42,7 +42,7 @@ def test_claims_from_a_real_check():
     request = CheckRequest()
     context = request.attributes.metadata_context.filter_metadata["envoy.filters.http.jwt_authn"]
     context.update({"payload": CLAIMS, "header": {"alg": "ES256"}})
-    assert known(tenant_claim="tenant").read(facts(request), {}) == Identity(
+    assert known(tenant_claim="tenant").read(facts(told(request)), {}) == Identity(
         "dr.alder", ("physician", "admin"), "lakeside", "jwt_authn", CLAIMS
     )
 
@@ -160,7 +160,7 @@ def test_a_header_that_came_twice_in_a_real_check():
     for value in ("dr.alder", "root"):
         headers.add(key="X-User", raw_value=value.encode())
     joined = input_document(request)["attributes"]["request"]["http"]["headers"]
-    assert refused(known(**HEADERS), facts(request), joined) == "conflicting_identities"
+    assert refused(known(**HEADERS), facts(told(request)), joined) == "conflicting_identities"
 
 
 def test_headers_count_only_if_they_are_named():

@@ -32,7 +32,8 @@ from identity_provider import (
 from authz.identity.sources import Identities, Identity
 from authz.identity.tokens import bearer as token_in
 
-NOW = int(time.time())
+NOW = int(time.time())  # when the tests were gathered; they may run an hour later
+HOUR = 3600
 
 
 def encoded(value):
@@ -70,8 +71,8 @@ def test_each_algorithm(tmp_path, name):
         ({"exp": NOW - 10}, "token_expired"),
         ({"exp": 0}, "token_expired"),
         ({"exp": -1e15}, "token_expired"),
-        ({"nbf": NOW + 600}, "token_not_yet_valid"),
-        ({"iat": NOW + 600}, "token_not_yet_valid"),
+        ({"nbf": NOW + 9 * HOUR}, "token_not_yet_valid"),
+        ({"iat": NOW + 9 * HOUR}, "token_not_yet_valid"),
         ({"exp": None}, "malformed_token"),
         ({"exp": str(NOW + 600)}, "malformed_token"),
         ({"exp": True}, "malformed_token"),
@@ -102,7 +103,12 @@ def test_claims_that_do_not_hold(signer, known, claims, reason):
 
 @pytest.mark.parametrize(
     "claims",
-    [{"aud": [AUDIENCE, "billing"]}, {"exp": NOW + 900.5}, {"nbf": NOW - 9}, {"exp": 2**70}],
+    [
+        {"aud": [AUDIENCE, "billing"]},
+        {"exp": NOW + 9 * HOUR + 0.5},
+        {"nbf": NOW - 9},
+        {"exp": 2**70},
+    ],
 )
 def test_claims_that_hold(signer, known, claims):
     """One audience of several is enough; times may have fractions."""
@@ -122,7 +128,7 @@ def test_leeway(signer, tmp_path):
 def test_no_signature(known, algorithm, signature):
     """A token without a signature is refused, whatever it calls that."""
     header = encoded({"alg": algorithm, "kid": "k1", "typ": "JWT"})
-    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "root", "exp": NOW + 900}
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "root", "exp": NOW + 9 * HOUR}
     assert refusal(known, f"{header}.{encoded(claims)}.{signature}") == "bad_signature"
 
 
@@ -138,7 +144,7 @@ def test_a_public_key_is_no_secret(tmp_path, algorithm):
     der = public.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "root", "exp": NOW + 900}
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "root", "exp": NOW + 9 * HOUR}
     body = f"{encoded({'alg': algorithm, 'kid': 'k1'})}.{encoded(claims)}"
     secrets = [pem, pem.strip(), der, jwks(ours).encode(), ours.jwk()["n"].encode(), b""]
     for secret in secrets:
@@ -151,7 +157,7 @@ def test_a_symmetric_key_in_the_set_counts_for_nothing(tmp_path):
     secret = b"0123456789abcdef0123456789abcdef"
     shared = {"kty": "oct", "k": encoded(secret), "kid": "s", "alg": "HS256"}
     known = identities(tmp_path / "jwks", Signer(), shared)
-    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "root", "exp": NOW + 900}
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "root", "exp": NOW + 9 * HOUR}
     token = jwt.encode(claims, secret, "HS256", headers={"kid": "s"})
     assert refusal(known, token) == "bad_signature"
 
@@ -245,7 +251,7 @@ def test_a_header_that_nests_deep(known):
     deep: object = 0
     for _ in range(500):
         deep = [deep]
-    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "root", "exp": NOW + 900}
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "root", "exp": NOW + 9 * HOUR}
     token = f"{encoded({'alg': 'ES256', 'kid': 'k1', 'x': deep})}.{encoded(claims)}.{'A' * 86}"
     assert refusal(known, token) == "bad_signature"
     token = f"{encoded({'alg': 'ES256', 'kid': 'k1'})}.{encoded({**claims, 'x': deep})}.{'A' * 86}"
