@@ -16,8 +16,6 @@ from tests.bench.check import parts
 from tests.bench.check.load import Latency, cpu_per_check, through_envoy
 from tests.bench.check.parts import Served
 
-ROUNDS = 3  # each measure is taken this often, in turns, and the least is shown
-
 
 @dataclass
 class Figures:
@@ -72,6 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plugin", help="the program opa-envoy-plugin, built elsewhere")
     parser.add_argument("--checks", type=int, default=16_000)
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="how often, in turns; the least of each is shown"
+    )
     parser.add_argument("--memory", action="store_true", help="a million Checks, and memory")
     options = parser.parse_args()
     console = Console(width=110)
@@ -89,14 +90,14 @@ def main() -> None:
                 )
         rounds: dict[str, list[Figures]] = {name: [] for name in servers}
         floors = []
-        for number in range(ROUNDS):
+        for number in range(options.rounds):
             floors.append(floor(work, options.checks).mean)
             for name, serving in servers.items():
-                status.update(f"round {number + 1} of {ROUNDS}: {name}")
+                status.update(f"round {number + 1} of {options.rounds}: {name}")
                 rounds[name].append(measure(serving(), work, options.checks))
         figures = {name: least(found) for name, found in rounds.items()}
         memory = million(work, status.update) if options.memory else []
-    show(console, figures, min(floors))
+    show(console, figures, min(floors), options.rounds)
     for count, size in memory:
         console.print(f"memory of authz after {count:,} Checks: {size:.0f} MiB")
 
@@ -113,10 +114,10 @@ def million(work: Path, tell) -> list[tuple[int, float]]:
     return found
 
 
-def show(console: Console, figures: dict[str, Figures], envoy_alone: float) -> None:
+def show(console: Console, figures: dict[str, Figures], envoy_alone: float, rounds: int) -> None:
     names = list(figures)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    table = Table(title=f"Checks: the least of {ROUNDS} rounds, µs ({machine})")
+    table = Table(title=f"Checks: the least of {rounds} rounds, µs ({machine})")
     table.add_column("measure")
     for name in names:
         table.add_column(name, justify="right")
