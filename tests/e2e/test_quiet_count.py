@@ -188,7 +188,7 @@ async def pauses(caller: Caller, day: Day, random: Random) -> None:
 
 
 def test_nothing_is_amiss(day):
-    """After all of it: no gap, nothing pending, every record verified."""
+    """After all of it: no gap, next to nothing pending, every record verified."""
     report = day.found.report
     assert report.verified, report.findings
     assert report.gaps == {}, report
