@@ -175,8 +175,8 @@ def replay(
 
 async def _replay(options: Config, key: SealingKey, window: tuple[int, int], limit: int) -> Replay:
     from authz.policy import source  # noqa: PLC0415
-    from authz.policy.examine import is_server, require  # noqa: PLC0415
-    from authz.policy.opa import wrapper  # noqa: PLC0415
+    from authz.policy.examine import require  # noqa: PLC0415
+    from authz.policy.opa import is_server, wrapper  # noqa: PLC0415
     from authz.policy.opa_ask import asking  # noqa: PLC0415
     from authz.policy.opa_process import running  # noqa: PLC0415
     from authz.policy.rego_ast import reads  # noqa: PLC0415

@@ -5,25 +5,18 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
 from authz.errors import UnavailableError, UsageError
 from authz.policy import source
 from authz.policy.limits import LARGE_DATA, refusals, unknown_functions
-from authz.policy.opa import OpaOptions
+from authz.policy.opa import OpaOptions, is_server
 from authz.policy.opa_ask import Module, asking
 from authz.policy.opa_process import find_opa, running, write
 from authz.policy.rego_places import overlap, rule_path
 from authz.policy.review import At, Finding, Review, Source, review
-
-_SERVER: Final = ("http://", "https://", "unix://")
-
-
-def is_server(policy: str) -> bool:
-    """Whether ``--policy`` is the address of an OPA server, and no files."""
-    return policy.startswith(_SERVER)
 
 
 async def examine(options: OpaOptions, decision: str) -> Review:

@@ -12,12 +12,12 @@ import aiohttp
 import orjson
 
 from authz.errors import UnavailableError
-from authz.policy.opa import OpaOptions, session, wrapper
+from authz.policy.opa import OpaOptions, decision_in, session, wrapper
 from authz.policy.verdict import UNDEFINED, PolicyError
 
 _BATCH: Final = 64
 _TOGETHER: Final = 8
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=60, connect=5)
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=60, connect=5)  # a review may take its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +81,10 @@ class Asked:
             async with limit:
                 url = f"{self._base}/v1/data/{self._query}"
                 status, answer = await self._call("POST", url, {"input": document})
-            if status == 200:
-                return answer.get("result", UNDEFINED)
-            codes = [str(error.get("code")) for error in answer.get("errors", ())]
-            if codes and all(code.startswith("eval_") for code in codes):
-                return PolicyError(f"evaluation fails: {', '.join(codes)}")
-            raise UnavailableError(f"OPA at {self._url} answers {status} ({answer.get('code')})")
+            try:
+                return decision_in(status, answer)
+            except PolicyError as error:
+                return error
 
         return await asyncio.gather(*(decide(document) for document in documents))
 
@@ -106,5 +104,5 @@ class Asked:
 @contextlib.asynccontextmanager
 async def asking(options: OpaOptions, query: str) -> AsyncIterator[Asked]:
     """A connection to the server at ``http(s)://`` or ``unix://``."""
-    async with session(options) as opened:
+    async with session(options, _TIMEOUT) as opened:
         yield Asked(opened, options.base, options.url, query)

@@ -17,7 +17,7 @@ from authz.journal.chain import policy_notice
 from authz.policy.cache import CachedEngine
 from authz.policy.embedded import EmbeddedEngine, close_standard_output
 from authz.policy.engine import Engine
-from authz.policy.opa import OpaEngine, OpaOptions
+from authz.policy.opa import OpaEngine, OpaOptions, is_server
 from authz.record.privacy import load_key
 from authz.record.resource import Resources
 from authz.record.sealing import load_sealing_key, seal
@@ -160,7 +160,7 @@ def _engine(options: ExtAuthz) -> Engine:
             "--policy is missing: a directory, a .rego file, a bundle .tar.gz, or the address of an"
             " OPA server (http://127.0.0.1:8181, unix:///run/opa.sock)"
         )
-    if options.policy.startswith(("http://", "https://", "unix://")):
+    if is_server(options.policy):
         opa = OpaOptions(
             options.policy, options.opa_token, options.opa_ca, options.opa_cert, options.opa_key
         )

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import structlog
 
@@ -110,8 +109,3 @@ def _start(number: int) -> "subprocess.Popen[bytes]":
         env={**os.environ, NUMBER: str(number)},
         start_new_session=True,
     )
-
-
-def data_of(config: Config, number: int) -> Path:
-    """The data directory of worker `number`."""
-    return of_worker(config, number).data_dir
