@@ -76,10 +76,10 @@ def supervise(config: Config) -> None:
     count = config.ext_authz.workers
     for number in range(count):
         of_worker(config, number)  # all addresses exist
-    running = {number: _start(number) for number in range(count)}
-    stopping: list[int] = []
+    stopping: list[int] = []  # before there are workers, which a stop would else leave behind
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda signum, _: stopping.append(signum))
+    running = {number: _start(number) for number in range(count)}
     logger.info("workers started", count=count)
     code = 0
     while not stopping and not code:
