@@ -8,7 +8,7 @@ from authz.journal.chain import Chain, Entry, check_attachment, check_link, load
 from authz.journal.segments import Journal
 from authz.ledger import Signer
 from authz.receiver.sequence import Log
-from authz.record import Record
+from authz.record import Record, clean
 from authz.store import migrations
 from authz.store.client import connect
 from authz.store.writer import StoreWriter
@@ -43,7 +43,7 @@ class TestLog:
 
     def close(self) -> None:
         """What a crash leaves too: nothing is flushed here."""
-        self.log._reader.close()
+        self.log.close()
         self.journal.close()
         if self.store:
             self.client.disconnect()
@@ -76,6 +76,7 @@ class TestLog:
 
     def append_entries(self, entries: list[Entry]) -> None:
         """The same for records with attachments."""
+        entries = [(clean(record), attachment) for record, attachment in entries]
         self.journal.append(self.log.frame([entries], self.journal.next))
         self.log.committed()
 

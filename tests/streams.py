@@ -57,7 +57,7 @@ class Receiver:
         await self.intake.settle()
         await self.committer.drain()
         self.committer.close()
-        self.log._reader.close()
+        self.log.close()
         self.journal.close()
 
     def payloads(self):

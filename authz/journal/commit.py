@@ -32,11 +32,10 @@ class Committer(Generic[T]):
         self._journal = journal
         self._framer = framer
         self._max_waiting = max_waiting
-        self._waiting: list[tuple[T, asyncio.Future[None] | None]] = []
+        self._waiting: list[tuple[T, asyncio.Future[None]]] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._running: asyncio.Task[None] | None = None
         self.failing = False  # the last write failed
-        self.lost = 0  # items that could not be made durable, and nobody was there to be told
         self.on_durable: list[asyncio.Event] = []
 
     def submit(self, item: T) -> "asyncio.Future[None]":
@@ -51,14 +50,7 @@ class Committer(Generic[T]):
         self._enqueue(item, future)
         return future
 
-    def submit_unawaited(self, item: T) -> None:
-        """Queue `item` with nobody to tell of success or failure."""
-        if len(self._waiting) < self._max_waiting:
-            self._enqueue(item, None)
-        else:
-            self.lost += 1
-
-    def _enqueue(self, item: T, future: "asyncio.Future[None] | None") -> None:
+    def _enqueue(self, item: T, future: "asyncio.Future[None]") -> None:
         self._waiting.append((item, future))
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._run())
@@ -72,19 +64,18 @@ class Committer(Generic[T]):
                     await loop.run_in_executor(self._thread, self._commit, batch)
                 except Exception as error:  # noqa: BLE001 - whatever it was, the waiters must know
                     self.failing = True
-                    self.lost += sum(future is None for _, future in batch)
                     _fail(batch, error)
                     continue
                 self.failing = False
                 for _, future in batch:
-                    if future is not None and not future.done():
+                    if not future.done():
                         future.set_result(None)
                 for event in self.on_durable:
                     event.set()
         finally:
             self._running = None
 
-    def _commit(self, batch: list[tuple[T, "asyncio.Future[None] | None"]]) -> None:
+    def _commit(self, batch: list[tuple[T, "asyncio.Future[None]"]]) -> None:
         items = [item for item, _ in batch]
         self._journal.append(self._framer.frame(items, self._journal.next))
         self._framer.committed()
@@ -98,9 +89,9 @@ class Committer(Generic[T]):
         self._thread.shutdown()
 
 
-def _fail(batch: "list[tuple[T, asyncio.Future[None] | None]]", error: Exception) -> None:
+def _fail(batch: "list[tuple[T, asyncio.Future[None]]]", error: Exception) -> None:
     shown = error if isinstance(error, JournalError) else JournalError(repr(error))
     for _, future in batch:
-        if future is not None and not future.done():
+        if not future.done():
             future.set_exception(shown)
             future.exception()  # a waiter that went away must not turn this into a warning

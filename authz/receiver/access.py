@@ -1,57 +1,47 @@
 """From an access log entry, as plain values, to the record of an access. Pure."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from authz.record import DECIDED, SCHEMA_VERSION, Record, clean
+from authz.record import DECIDED, SCHEMA_VERSION, Record, fit
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
 
-_TOLD = (
-    "time",
-    "method",
-    "host",
-    "source_ip",
-    "principal",
-    "user_agent",
-    "status",
-    "response_details",
-    "bytes_in",
-    "bytes_out",
-    "duration_us",
-    "upstream",
-    "request_id",
-    "trace_id",
-)
+_DECIDED = frozenset((*DECIDED, "decided_by"))
 
 
 def access_record(
-    entry: Mapping[str, Any], node: str, resources: Resources, key: PrivacyKey | None
+    entry: dict[str, Any], node: str, resources: Resources, key: PrivacyKey | None
 ) -> Record:
-    """The record of one access told by Envoy `node`.
+    """The record of one access told by Envoy `node`; it takes the place of `entry`, which is used
+    up.
 
     What was accessed is the decision's word where there is one; otherwise it is read from the path,
     with patients named only if the receiver holds the privacy `key`.
     """
-    values: dict[str, object] = {name: entry[name] for name in _TOLD if name in entry}
-    values["kind"] = "access"
-    values["schema"] = SCHEMA_VERSION
-    values["writer"] = f"envoy:{node}"
-    said = entry.get("authz", {})
-    if "decision_id" in said:
-        values["decision_id"] = said["decision_id"]
+    record = entry
+    said = record.pop("authz", None)
+    raw_path = record.pop("raw_path", None)
+    flags = record.pop("flags", None)
+    record.pop("end_of_stream", None)
+    record["kind"] = "access"
+    record["schema"] = SCHEMA_VERSION
+    record["writer"] = f"envoy:{node}"
+    if said and "decision_id" in said:
+        record["decision_id"] = said["decision_id"]
         decided = said.get("authz", {})
-        values |= {name: decided[name] for name in DECIDED if name in decided}
-    elif "raw_path" in entry:
-        resource = resources.read(str(entry.get("method", "")), entry["raw_path"])
-        values |= {"path": resource.path, "resource_type": resource.type, "action": resource.action}
+        if not decided.keys() <= _DECIDED:
+            decided = {name: value for name, value in decided.items() if name in _DECIDED}
+        record |= decided
+    elif raw_path is not None:
+        resource = resources.read(str(record.get("method", "")), raw_path)
+        record |= {"path": resource.path, "resource_type": resource.type, "action": resource.action}
         if key is not None:
-            values["patients"] = [key.token(patient) for patient in resource.patients]
+            record["patients"] = [key.token(patient) for patient in resource.patients]
         if resource.type != "Patient":
-            values["resource_id"] = resource.id
+            record["resource_id"] = resource.id
         elif key is not None and resource.id:
-            values["resource_id"] = key.token(resource.id)
-    if entry.get("flags"):
-        details = [str(values.get("response_details", "")), *entry["flags"]]
-        values["response_details"] = " ".join(filter(None, details))
-    return clean(values)
+            record["resource_id"] = key.token(resource.id)
+    if flags:
+        details = [str(record.get("response_details", "")), *flags]
+        record["response_details"] = " ".join(filter(None, details))
+    return fit(record)

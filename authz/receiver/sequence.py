@@ -5,8 +5,8 @@ A record becomes part of the log by these steps, each durable before the next:
 1. The journal holds it under its index, in its final form (leaf bytes), with its attachment. From
    here on it is in the log: writers are acknowledged. Found after a crash: it is sealed by the next
    start.
-2. A signed checkpoint over it is on disk (``checkpoint``). The leaf hashes are computed from the
-   journal. Found: the next start seals up to the same size, which gives the same checkpoint.
+2. A signed checkpoint over it is on disk (``checkpoint``). The leaf hashes are those of what is in
+   the journal. Found: the next start seals up to the same size, which gives the same checkpoint.
 3. Its row is in ClickHouse, then its attachment, then the tiles, then the checkpoint's row; all is
    read back. Found: the next start reads back what is there and inserts what is missing.
 4. ``state.json`` says the log is stored up to here: the tree's right edge, each writer's place, the
@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import orjson
@@ -35,12 +36,12 @@ from authz.errors import UsageError
 from authz.journal.chain import RECEIVERS_FIELDS, Entry, chain_hash, join, split
 from authz.journal.segments import CorruptJournalError, Journal, Reader, replace_file
 from authz.ledger import Checkpoint, NoteError, Signer, Tile, Tree, leaf_hash, open_note, sign_note
-from authz.record import Record, canonical
+from authz.receiver.recent import Leaves, Recent
+from authz.record import Record, canonical, form
 
-_BATCH_BYTES: float = (
-    32 << 20
-)  # of one batch, attachments included; they are in memory while it is stored
-_READ_BYTES = 4 << 20
+# Of one batch, attachments included; they are in memory while it is stored.
+_BATCH_BYTES: float = 32 << 20
+_READ_BYTES, _READ_ROWS = 4 << 20, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,16 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class _Framed:
+    """What becomes true of the log once what was framed last is durable."""
+
+    sealed_at: int
+    places: dict[str, Place]
+    blocks: Standing
+    leaves: Leaves | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Sealed, and to be stored: rows from index `first`, their attachments by index, the tiles they
     touched, the checkpoint."""
@@ -100,8 +111,8 @@ class Batch:
 
 
 class Log:
-    """One log. `frame` and `committed` run in the journal's thread, `seal` and `stored` in
-    another; the two share only the journal, which is safe for that, and `size`."""
+    """One log. `frame` and `committed` run in the journal's thread, `seal` and `finish` in
+    another; the two share the journal and what is recent, which are safe for that."""
 
     def __init__(self, directory: Path, journal: Journal, signer: Signer) -> None:
         self._directory = directory
@@ -121,8 +132,9 @@ class Log:
         self._sealed_at = self.stored.sealed_at
         self.blocks = self.stored.blocks  # never changed, only replaced as a whole
         self._walk(journal.reader(self.stored.tree.size))
-        self._framed: tuple[int, dict[str, Place], Standing] = (self._sealed_at, {}, self.blocks)
-        self._reader = journal.reader(self.stored.tree.size)
+        self._framed = _Framed(self._sealed_at, {}, self.blocks)
+        self._recent = Recent()
+        self._reader: Reader | None = None
 
     @property
     def origin(self) -> str:
@@ -131,29 +143,45 @@ class Log:
     # Step 1: into the journal (its thread).
 
     def frame(self, items: Sequence[Sequence[Entry]], first: int) -> list[bytes]:
-        """The payloads of groups of records (each of one writer), the first at index `first`,
-        sealed at the clock's now (or the last leaf's time, when the clock went back)."""
+        """The payloads of groups of records (each of one writer, and as `clean` leaves them), the
+        first at index `first`, sealed at the clock's now (or the last leaf's time, when the clock
+        went back)."""
         now = max(self._sealed_at, time.time_ns() // 1000)
+        origin = self._signer.name
         places: dict[str, Place] = {}
-        payloads = []
+        told: list[Record] = []  # what may be a block
+        payloads, records, hashes = [], [], []
+        attachments: dict[int, bytes] = {}
         index = first
         for group in items:
             newest = group[-1][0]
+            if newest["kind"] != "access":
+                told += [record for record, _ in group]
             if place := _place(newest):
                 places[str(newest["writer"])] = place
             for record, attachment in group:
-                record["origin"] = self._signer.name
-                record["index"] = index
+                record["origin"] = origin
+                if index:
+                    record["index"] = index
                 record["sealed_at"] = now
-                payloads.append(join(canonical(record), attachment))
+                leaf = form(record)
+                if attachment:
+                    attachments[index] = attachment
+                payloads.append(join(leaf, attachment))
+                records.append(record)
+                hashes.append(leaf_hash(leaf))
                 index += 1
-        records = [record for group in items for record, _ in group]
-        self._framed = (now, places, self.blocks.after(records))
+        size = sum(map(len, payloads))
+        leaves = Leaves(first, records, hashes, attachments, size)
+        self._framed = _Framed(now, places, self.blocks.after(told), leaves)
         return payloads
 
     def committed(self) -> None:
-        self._sealed_at, places, self.blocks = self._framed
-        self.writers.update(places)
+        framed = self._framed
+        self._sealed_at, self.blocks = framed.sealed_at, framed.blocks
+        self.writers.update(framed.places)
+        if framed.leaves:
+            self._recent.add(framed.leaves)
 
     # Steps 2 to 5: sealed and stored.
 
@@ -171,12 +199,11 @@ class Log:
         max_bytes = _BATCH_BYTES
         if sealed > first:
             limit, max_bytes = sealed - first, math.inf  # it is finished as it was begun
-        payloads = self._take(limit, max_bytes)
-        if not payloads:
+        parts = self._take(first, limit, max_bytes)
+        if not parts:
             return None
-        leaves, carried = zip(*map(split, payloads), strict=True)
         tree = self.stored.tree.copy()
-        tiles = tree.append(leaf_hash(leaf) for leaf in leaves)
+        tiles = tree.append(chain.from_iterable(part.hashes for part in parts))
         note = sign_note(Checkpoint(self.origin, tree.size, tree.root()).text(), self._signer)
         if sealed > first and note != self._note:
             raise CorruptJournalError(
@@ -186,8 +213,8 @@ class Log:
         if note != self._note:
             replace_file(self._directory / "checkpoint", note.encode(), 0o644)
             self._note = note
-        records: list[Record] = [orjson.loads(leaf) for leaf in leaves]
-        attachments = {index: bytes_ for index, bytes_ in enumerate(carried, first) if bytes_}
+        records = list(chain.from_iterable(part.records for part in parts))
+        attachments = {index: kept for part in parts for index, kept in part.attachments.items()}
         tiles += tree.partial_tiles()
         return Batch(first, records, attachments, tiles, note, self._state_after(tree, records))
 
@@ -208,31 +235,60 @@ class Log:
                 replace_file(self._directory / "state.json", self.stored.to_json())
             return self.privacy_key_id == key_id
 
-    def _take(self, limit: int, max_bytes: float) -> list[bytes]:
-        """Up to `limit` payloads from the first that is not stored, or until `max_bytes` are
-        reached."""
-        if self._reader.number != self.stored.tree.size:
-            self._reader.close()
-            self._reader = self._journal.reader(self.stored.tree.size)
-        payloads: list[bytes] = []
-        while len(payloads) < limit and max_bytes > 0:
-            more = self._reader.take(limit - len(payloads), _READ_BYTES)
+    def _take(self, first: int, limit: float, max_bytes: float) -> list[Leaves]:
+        """Up to `limit` leaves from index `first` on, or until `max_bytes` are reached: as they are
+        in memory, or from the journal."""
+        parts: list[Leaves] = []
+        while limit > 0 and max_bytes > 0:
+            begin = self._recent.begin(first)
+            if begin == first:
+                more = self._recent.take(first, limit, max_bytes)
+            else:
+                more = self._read(
+                    first, min(limit, math.inf if begin is None else begin - first), max_bytes
+                )
             if not more:
                 break
-            payloads += more
-            max_bytes -= sum(map(len, more))
-        return payloads
+            parts += more
+            first = more[-1].end
+            limit -= sum(len(part.records) for part in more)
+            max_bytes -= sum(part.size for part in more)
+        return parts
+
+    def _read(self, first: int, limit: float, max_bytes: float) -> list[Leaves]:
+        """The same, from the journal."""
+        if self._reader is None or self._reader.number != first:
+            self.close()
+            self._reader = self._journal.reader(first)
+        parts: list[Leaves] = []
+        while limit and max_bytes > 0:
+            payloads = self._reader.take(int(min(limit, _READ_ROWS)), _READ_BYTES)
+            if not payloads:
+                break
+            leaves, carried = zip(*map(split, payloads), strict=True)
+            records: list[Record] = [orjson.loads(leaf) for leaf in leaves]
+            attachments = {index: kept for index, kept in enumerate(carried, first) if kept}
+            size = sum(map(len, payloads))
+            parts.append(Leaves(first, records, [*map(leaf_hash, leaves)], attachments, size))
+            first += len(payloads)
+            limit -= len(payloads)
+            max_bytes -= size
+        return parts
 
     def _state_after(self, tree: Tree, records: Sequence[Record]) -> State:
-        writers = dict(self.stored.writers)
-        for record in records:
-            place = _place(record)
-            if place:
-                writers[str(record["writer"])] = place
+        newest = {str(record["writer"]): record for record in records if "writer_seq" in record}
+        places = {name: place for name, record in newest.items() if (place := _place(record))}
         sealed_at = records[-1]["sealed_at"]
         assert isinstance(sealed_at, int)
+        writers = {**self.stored.writers, **places}
         blocks = self.stored.blocks.after(records)
         return State(tree, sealed_at, writers, self.privacy_key_id, blocks)
+
+    def close(self) -> None:
+        """Let go of the journal's files."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     def _walk(self, reader: Reader) -> None:
         while payloads := reader.take(1000):

@@ -1,7 +1,7 @@
 """The record: its fields, its canonical form, and what keeps patients out of it in clear."""
 
 from authz.record.attachment import attachment_hash, is_policy, sealing_key_id
-from authz.record.canonical import canonical, clean, misfit, text
+from authz.record.canonical import canonical, clean, fit, form, misfit, text
 from authz.record.schema import (
     DECIDED,
     FIELD,
@@ -25,6 +25,8 @@ __all__ = [
     "attachment_hash",
     "canonical",
     "clean",
+    "fit",
+    "form",
     "is_policy",
     "misfit",
     "sealing_key_id",

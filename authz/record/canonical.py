@@ -39,6 +39,11 @@ def canonical(record: Mapping[str, object]) -> bytes:
         raise ValueError(str(error)) from None
 
 
+def form(record: Record) -> bytes:
+    """The canonical form of a `record` that is as `clean` leaves one: nothing is checked again."""
+    return orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
+
+
 def clean(values: Mapping[str, object]) -> Record:
     """A record from `values`: text escaped and capped, numbers clamped, defaults left out.
 
@@ -53,6 +58,26 @@ def clean(values: Mapping[str, object]) -> Record:
                 record[name] = value  # nearly all of a record
             elif kept := _clean(FIELD[name], value):
                 record[name] = kept
+    return record
+
+
+def fit(record: Record) -> Record:
+    """`record` itself if it is as `clean` would leave it, and what that makes of it if not.
+
+    Raises `KeyError` as `clean` does.
+    """
+    for name, value in record.items():
+        kind, cap = _BOUNDS[name]
+        if value.__class__ is not kind or not value:
+            return clean(record)
+        if kind is str:
+            if len(value) > cap or not value.isascii():  # type: ignore[arg-type, union-attr]
+                return clean(record)
+        elif kind is int:
+            if not 0 < value <= cap:  # type: ignore[operator]
+                return clean(record)
+        elif kind is list and value != _clean(FIELD[name], value):
+            return clean(record)
     return record
 
 

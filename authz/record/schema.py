@@ -13,7 +13,7 @@ from typing import Final, Literal
 Value = str | int | bool | list[str]
 Record = dict[str, Value]
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 MAX_INT: Final = 2**53 - 1  # the integers JSON readers agree on (RFC 8785, section 3.2.2.3)
 
 _LOW = "LowCardinality(String)"
@@ -119,11 +119,14 @@ FIELDS: Final = (
     _text("details", _TEXT, 65536),
     # what is kept beside the log
     _text("sealed", _TEXT, 64, since=2),
+    # whose decision an access repeats: a writer
+    _text("decided_by", since=3),
 )
 
 FIELD: Final[Mapping[str, Field]] = {field.name: field for field in FIELDS}
 
-# The decision's values that an access repeats. They travel in Envoy's dynamic metadata.
+# The decision's values that an access repeats. They travel in Envoy's dynamic metadata, with the
+# writer's name as `decided_by`.
 DECIDED: Final = (
     "subject",
     "roles",

@@ -68,6 +68,8 @@ def metadata(record: Mapping[str, object]) -> dict[str, object]:
     """What Envoy's access log brings back, so that the access says all the decision said. As one
     text: a structure would have to be built here, and taken apart by Envoy and the receiver."""
     brought = {name: record[name] for name in DECIDED if name in record}
+    if "writer" in record:
+        brought["decided_by"] = record["writer"]
     return {"decision_id": record["decision_id"], "authz": orjson.dumps(brought).decode()}
 
 

@@ -142,7 +142,12 @@ def _attachments() -> list[str]:
     return [*_add_columns(2), *_SEALED_BY_INDEX]
 
 
-MIGRATIONS: tuple[Callable[[], list[str]], ...] = (_first, _attachments)
+def _deciders() -> list[str]:
+    """Which writer's decision an access repeats."""
+    return _add_columns(3)
+
+
+MIGRATIONS: tuple[Callable[[], list[str]], ...] = (_first, _attachments, _deciders)
 VERSION = len(MIGRATIONS)
 
 _VERSIONS = """CREATE TABLE IF NOT EXISTS schema_versions (

@@ -115,13 +115,12 @@ def test_a_waiter_that_leaves_takes_nothing_back(journal):
     assert stored(journal) == [b"gone", b"stays"]
 
 
-def test_unawaited_failure_is_quiet(journal):
+def test_failure_that_nobody_waits_for(journal):
     """A failure that nobody waits for is no warning at the end."""
 
     async def run():
         committer = Committer(journal, Plain())
         journal.failing = True
-        committer.submit_unawaited(b"lost")
         committer.submit(b"lost").cancel()
         await committer.drain()
         committer.close()

@@ -186,7 +186,7 @@ def test_journal_that_holds_something_else(log, tmp_path):
         for n in range(10)
     ]
     log.journal.append(forged)
-    log.log._reader.close()
+    log.log.close()
     log.log = Log(log.directory, log.journal, SIGNER)
     before = (log.directory / "checkpoint").read_bytes()
     with pytest.raises(CorruptJournalError, match="restore"):
