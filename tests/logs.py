@@ -4,11 +4,11 @@ from pathlib import Path
 
 from clickhouse_driver import Client
 
-from authz.journal.chain import Chain, Entry, check_attachment, check_link, load_identity, split
+from authz.journal.chain import Chain, check_attachment, check_link, load_identity, split
 from authz.journal.segments import Journal
 from authz.ledger import Signer
 from authz.receiver.sequence import Log
-from authz.record import Record, clean
+from authz.record import Entry, Record, clean
 from authz.store import migrations
 from authz.store.client import connect
 from authz.store.writer import StoreWriter
@@ -84,7 +84,7 @@ class TestLog:
         """Seal and store what waits, a batch."""
         batch = self.log.seal(limit)
         assert batch is not None
-        self.writer.put(batch.first, batch.records, batch.tiles, batch.note, batch.attachments)
+        self.writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
         self.log.finish(batch)
 
 

@@ -25,11 +25,9 @@ import orjson
 from authz.errors import UsageError
 from authz.journal.segments import Journal, replace_file
 from authz.ledger import NoteError, Signer, leaf_hash
-from authz.record import SCHEMA_VERSION, Record, attachment_hash, canonical, misfit
+from authz.record import SCHEMA_VERSION, Entry, Record, attachment_hash, canonical, misfit
 
 RECEIVERS_FIELDS = ("origin", "index", "sealed_at")
-
-Entry = tuple[Record, bytes]  # a record and its attachment, b"" for none
 
 
 def join(record: bytes, attachment: bytes) -> bytes:

@@ -15,7 +15,6 @@ from authz.blocks import fault, is_blocking
 from authz.envoy.access_log import http_access, identifier, tcp_access
 from authz.journal.chain import (
     ChainError,
-    Entry,
     chain_hash,
     check_attachment,
     check_link,
@@ -26,6 +25,7 @@ from authz.journal.segments import JournalError
 from authz.receiver.access import access_record
 from authz.receiver.metrics import BLOCKS, ENTRIES, LOST_MESSAGES, RECORDS, STREAMS
 from authz.receiver.sequence import Log, Place
+from authz.record import Entry
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
 from authz.v1 import stream_pb2 as pb

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from authz.record import Record
+from authz.record import Entry, Record
 
 _MOST = 20_000  # records held, some 3 KB each
 _MOST_BYTES = 32 << 20  # of them in the journal: attachments count there
@@ -17,12 +17,14 @@ _MOST_BYTES = 32 << 20  # of them in the journal: attachments count there
 
 @dataclass(frozen=True, slots=True)
 class Leaves:
-    """Consecutive leaves from index `first`: their records, hashes, and attachments by index."""
+    """Consecutive leaves from index `first`: their records, these in canonical form, the hashes of
+    that, and, by index, the records with attachments."""
 
     first: int
     records: Sequence[Record]
+    forms: Sequence[bytes]
     hashes: Sequence[bytes]
-    attachments: Mapping[int, bytes]
+    attachments: Mapping[int, Entry]
     size: int
     """Bytes in the journal."""
 
@@ -37,8 +39,22 @@ class Leaves:
         after = {index: kept for index, kept in self.attachments.items() if index >= middle}
         size = self.size * count // len(self.records)
         return (
-            Leaves(self.first, self.records[:count], self.hashes[:count], before, size),
-            Leaves(middle, self.records[count:], self.hashes[count:], after, self.size - size),
+            Leaves(
+                self.first,
+                self.records[:count],
+                self.forms[:count],
+                self.hashes[:count],
+                before,
+                size,
+            ),
+            Leaves(
+                middle,
+                self.records[count:],
+                self.forms[count:],
+                self.hashes[count:],
+                after,
+                self.size - size,
+            ),
         )
 
 

@@ -33,11 +33,11 @@ import orjson
 
 from authz.blocks import Standing
 from authz.errors import UsageError
-from authz.journal.chain import RECEIVERS_FIELDS, Entry, chain_hash, join, split
+from authz.journal.chain import RECEIVERS_FIELDS, chain_hash, join, split
 from authz.journal.segments import CorruptJournalError, Journal, Reader, replace_file
 from authz.ledger import Checkpoint, NoteError, Signer, Tile, Tree, leaf_hash, open_note, sign_note
 from authz.receiver.recent import Leaves, Recent
-from authz.record import Record, canonical, form
+from authz.record import Entry, Record, canonical, form
 
 # Of one batch, attachments included; they are in memory while it is stored.
 _BATCH_BYTES: float = 32 << 20
@@ -99,12 +99,13 @@ class _Framed:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sealed, and to be stored: rows from index `first`, their attachments by index, the tiles they
-    touched, the checkpoint."""
+    """Sealed, and to be stored: records from index `first` and their leaves, those of them that
+    have attachments, the tiles they touched, the checkpoint."""
 
     first: int
     records: list[Record]
-    attachments: dict[int, bytes]
+    leaves: list[bytes]
+    attachments: list[Entry]
     tiles: list[Tile]
     note: str
     state: State
@@ -150,8 +151,8 @@ class Log:
         origin = self._signer.name
         places: dict[str, Place] = {}
         told: list[Record] = []  # what may be a block
-        payloads, records, hashes = [], [], []
-        attachments: dict[int, bytes] = {}
+        payloads, records, leaves, hashes = [], [], [], []
+        attachments: dict[int, Entry] = {}
         index = first
         for group in items:
             newest = group[-1][0]
@@ -166,14 +167,15 @@ class Log:
                 record["sealed_at"] = now
                 leaf = form(record)
                 if attachment:
-                    attachments[index] = attachment
+                    attachments[index] = record, attachment
                 payloads.append(join(leaf, attachment))
                 records.append(record)
+                leaves.append(leaf)
                 hashes.append(leaf_hash(leaf))
                 index += 1
         size = sum(map(len, payloads))
-        leaves = Leaves(first, records, hashes, attachments, size)
-        self._framed = _Framed(now, places, self.blocks.after(told), leaves)
+        held = Leaves(first, records, leaves, hashes, attachments, size)
+        self._framed = _Framed(now, places, self.blocks.after(told), held)
         return payloads
 
     def committed(self) -> None:
@@ -214,9 +216,11 @@ class Log:
             replace_file(self._directory / "checkpoint", note.encode(), 0o644)
             self._note = note
         records = list(chain.from_iterable(part.records for part in parts))
-        attachments = {index: kept for part in parts for index, kept in part.attachments.items()}
+        leaves = list(chain.from_iterable(part.forms for part in parts))
+        carried = list(chain.from_iterable(part.attachments.values() for part in parts))
         tiles += tree.partial_tiles()
-        return Batch(first, records, attachments, tiles, note, self._state_after(tree, records))
+        state = self._state_after(tree, records)
+        return Batch(first, records, leaves, carried, tiles, note, state)
 
     def finish(self, batch: Batch) -> None:
         """`batch` is in ClickHouse and read back: remember it, and let the journal forget."""
@@ -267,9 +271,10 @@ class Log:
                 break
             leaves, carried = zip(*map(split, payloads), strict=True)
             records: list[Record] = [orjson.loads(leaf) for leaf in leaves]
-            attachments = {index: kept for index, kept in enumerate(carried, first) if kept}
-            size = sum(map(len, payloads))
-            parts.append(Leaves(first, records, [*map(leaf_hash, leaves)], attachments, size))
+            entries = enumerate(zip(records, carried, strict=True), first)
+            attachments = {index: entry for index, entry in entries if entry[1]}
+            hashes, size = [*map(leaf_hash, leaves)], sum(map(len, payloads))
+            parts.append(Leaves(first, records, leaves, hashes, attachments, size))
             first += len(payloads)
             limit -= len(payloads)
             max_bytes -= size

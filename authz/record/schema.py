@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 Value = str | int | bool | list[str]
 Record = dict[str, Value]
+Entry = tuple[Record, bytes]  # a record and its attachment, b"" for none
 
 SCHEMA_VERSION: Final = 3
 MAX_INT: Final = 2**53 - 1  # the integers JSON readers agree on (RFC 8785, section 3.2.2.3)

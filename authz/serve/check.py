@@ -35,12 +35,11 @@ from authz.envoy.parsing import ambiguous_credentials
 from authz.errors import UnavailableError
 from authz.identity.sources import Identities, RefusedError, shown
 from authz.identity.values import NOBODY, Identity
-from authz.journal.chain import Entry
 from authz.journal.group import Ticket
 from authz.journal.segments import JournalError
 from authz.policy.engine import Decider, Document, Outcome
 from authz.policy.verdict import PolicyError, Verdict, denial, read_verdict
-from authz.record import Record
+from authz.record import Entry, Record
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resource, Resources
 from authz.serve.core_server import Exchange

@@ -13,14 +13,14 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from authz.config import Config
 from authz.errors import UsageError
-from authz.journal.chain import Entry, notice
+from authz.journal.chain import notice
 from authz.journal.commit import Committer
 from authz.journal.segments import Journal, JournalError, replace_file
 from authz.ledger import NoteError, Signer
 from authz.receiver import metrics
 from authz.receiver.intake import Intake
 from authz.receiver.sequence import Batch, Log
-from authz.record import SCHEMA_VERSION, Record
+from authz.record import SCHEMA_VERSION, Entry, Record
 from authz.record.privacy import PrivacyKey, load_key
 from authz.record.resource import Resources
 from authz.serve import grpc_server, tls
@@ -166,7 +166,7 @@ class Sealer:
         if not self._migrated:
             migrations.migrate(self._client)
             self._migrated = True
-        self._writer.put(batch.first, batch.records, batch.tiles, batch.note, batch.attachments)
+        self._writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
 
     def _complain(self, state: object) -> None:
         metrics.STORE_ERRORS.inc()

@@ -6,13 +6,13 @@ revision yet; should two receivers insert the same at the same moment, Replacing
 their rows, which are the same but for `first_seen`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from clickhouse_driver import Client
 
-from authz.record import Record, is_policy, sealing_key_id
+from authz.record import Entry, Record, is_policy, sealing_key_id
 
 _INSERT_SEALED = (
     "INSERT INTO sealed_originals"
@@ -29,10 +29,8 @@ class Attachments:
     policies: dict[str, tuple[int, bytes]]  # by revision: when it was first seen, and its text
 
     @classmethod
-    def of(cls, records: Sequence[Record], by_index: Mapping[int, bytes]) -> "Attachments":
-        carried = [
-            (r, by_index[_int(r, "index")]) for r in records if r.get("index", 0) in by_index
-        ]
+    def of(cls, carried: Sequence[Entry]) -> "Attachments":
+        """Of records with an attachment, in log order."""
         policies: dict[str, tuple[int, bytes]] = {}
         for record, text in carried:
             if is_policy(record):

@@ -1,4 +1,7 @@
-"""Records to columns and back: the one place that knows both forms."""
+"""Leaves to rows and back: the one place that knows both forms.
+
+A row is made from its leaf by the database itself: what is inserted is the text that was hashed.
+"""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,12 +11,22 @@ from clickhouse_driver import Client
 
 from authz.record import FIELDS, Record, text
 
-_DEFAULTS: dict[str, object] = {"text": "", "int": 0, "time": 0, "bool": False, "texts": []}
-_COLUMNS = tuple((field.name, _DEFAULTS[field.type]) for field in FIELDS)
 _NAMES = tuple(field.name for field in FIELDS)
-
-INSERT = f"INSERT INTO audit_log ({', '.join(f'`{name}`' for name in _NAMES)}) VALUES"
-
+_TYPES = {
+    "text": "String", "int": "UInt64", "time": "Int64", "bool": "Bool", "texts": "Array(String)"
+}  # fmt: skip
+_TOLD = ", ".join(f"`{field.name}` {_TYPES[field.type]}" for field in FIELDS)
+_VALUES = ", ".join(
+    f"fromUnixTimestamp64Micro(told.`{field.name}`)"
+    if field.type == "time"
+    else f"told.`{field.name}`"
+    for field in FIELDS
+)
+_INSERT = (
+    f"INSERT INTO audit_log ({', '.join(f'`{name}`' for name in _NAMES)}) SELECT {_VALUES}"
+    f" FROM (SELECT JSONExtract(leaf, 'Tuple({_TOLD})') AS told FROM input('leaf String'))"
+    " FORMAT Native"
+)
 _SELECTED = ", ".join(
     f"toUnixTimestamp64Micro(`{field.name}`)" if field.type == "time" else f"`{field.name}`"
     for field in FIELDS
@@ -27,13 +40,13 @@ class NotText(str):
     __slots__ = ()
 
 
-def to_columns(records: Sequence[Record]) -> list[list[Any]]:
-    """`records` as `INSERT`'s columns. Times stay integers: the driver takes them as raw ticks."""
-    return [[record.get(name, default) for record in records] for name, default in _COLUMNS]
+def insert(client: Client, leaves: Sequence[bytes], query_id: str | None = None) -> None:
+    """The rows of `leaves`, records in canonical form."""
+    client.execute(_INSERT, [leaves], columnar=True, query_id=query_id)
 
 
 def to_records(columns: Sequence[Sequence[Any]]) -> Iterator[Record]:
-    """The inverse: a record holds what differs from its type's default."""
+    """From columns: a record holds what differs from its type's default."""
     names = _NAMES
     for row in zip(*columns, strict=True):
         yield {name: value for name, value in zip(names, row, strict=True) if value}
@@ -78,3 +91,13 @@ def indexes(client: Client, origin: str, first: int, end: int) -> set[int]:
         {"origin": origin, "first": first, "end": end},
     )
     return {row[0] for row in rows}
+
+
+def count(client: Client, origin: str, first: int, end: int) -> int:
+    """How many different indexes of a range are in the table."""
+    [(found,)] = client.execute(
+        "SELECT uniqExact(index) FROM audit_log"
+        " WHERE origin = %(origin)s AND index >= %(first)s AND index < %(end)s",
+        {"origin": origin, "first": first, "end": end},
+    )
+    return int(found)

@@ -7,12 +7,12 @@ twice: the same row again is harmless.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from clickhouse_driver import Client
 
 from authz.ledger import Tile
-from authz.record import Record
+from authz.record import Entry
 from authz.store import attachments, rows
 from authz.store.client import QUERY_ERRORS
 
@@ -28,21 +28,21 @@ class StoreWriter:
         self._unclear = True  # an earlier process may have left an insert running
 
     def put(
-        self, first: int, records: Sequence[Record], tiles: Sequence[Tile], note: str,
-        carried: Mapping[int, bytes],
+        self, first: int, leaves: Sequence[bytes], tiles: Sequence[Tile], note: str,
+        carried: Sequence[Entry],
     ) -> None:  # fmt: skip
-        """Store a batch: the rows of `records` (from index `first`), then what they carried along
-        (by index), then tiles, then checkpoint.
+        """Store a batch: the rows of `leaves` (from index `first`), then what their records
+        `carried` along, then tiles, then checkpoint.
 
         Returns once all of it has been read back. Safe to repeat after any error.
         """
-        end = first + len(records)
-        found = attachments.Attachments.of(records, carried)
+        end = first + len(leaves)
+        found = attachments.Attachments.of(carried)
         ids = (f"{self._prefix}{first}-{end}:{number}" for number in self._attempts)
         try:
             if self._unclear:
                 self._stop_running()
-            self._put_rows(first, end, records, next(ids))
+            self._put_rows(first, end, leaves, next(ids))
             attachments.put(self._client, self._origin, found, ids, unclear=self._unclear)
             self._put_tiles(tiles)
             self._put_checkpoint(end, note)
@@ -54,18 +54,12 @@ class StoreWriter:
             raise
         self._unclear = False
 
-    def _put_rows(self, first: int, end: int, records: Sequence[Record], query_id: str) -> None:
-        missing = records
+    def _put_rows(self, first: int, end: int, leaves: Sequence[bytes], query_id: str) -> None:
         if self._unclear:
             present = rows.indexes(self._client, self._origin, first, end)
-            missing = [record for record in records if record.get("index", 0) not in present]
-        if missing:
-            self._client.execute(
-                rows.INSERT,
-                rows.to_columns(missing),
-                columnar=True,
-                query_id=query_id,
-            )
+            leaves = [leaf for index, leaf in enumerate(leaves, first) if index not in present]
+        if leaves:
+            rows.insert(self._client, leaves, query_id)
 
     def _stop_running(self) -> None:
         """Make sure no insert of ours is still under way on the server."""
@@ -87,6 +81,6 @@ class StoreWriter:
         )
 
     def _read_back(self, first: int, end: int) -> None:
-        present = len(rows.indexes(self._client, self._origin, first, end))
+        present = rows.count(self._client, self._origin, first, end)
         if present != end - first:
             raise OSError(f"{end - first - present} of the rows inserted are not there")

@@ -32,11 +32,12 @@ from authz.config import ExtAuthz
 from authz.errors import UnavailableError
 from authz.identity.config import IdentityConfig, IssuerConfig
 from authz.identity.sources import Identities
-from authz.journal.chain import Chain, ChainError, Entry, chain_hash, check_link, split
+from authz.journal.chain import Chain, ChainError, chain_hash, check_link, split
 from authz.journal.group import GroupCommit
 from authz.journal.segments import Journal
 from authz.policy.cache import HITS, CachedEngine
 from authz.policy.opa import OpaEngine, OpaOptions
+from authz.record import Entry
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
 from authz.record.sealing import SealingKey, seal

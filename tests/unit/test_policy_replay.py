@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from test_demo_policy import POLICY, decide_with_opa, decided, input_document
 
+from authz.record import canonical
 from authz.record.resource import Resources
 from authz.record.sealing import SealingKey, load_sealing_key, seal
 from authz.store.client import connect
 from authz.store.migrations import migrate
-from authz.store.rows import INSERT, to_columns
+from authz.store.rows import insert
 
 pytestmark = pytest.mark.opa
 
@@ -59,7 +60,7 @@ class Log:
             )  # fmt: skip
             ciphertext = seal(key or self.key, document, decision_id, bodies=bodies)
             sealed.append((decision_id, NOW_US, self.key.id, ciphertext))
-        self._client.execute(INSERT, to_columns(rows), columnar=True)
+        insert(self._client, [canonical(row) for row in rows])
         self.put(sealed)
 
     def put(self, rows):

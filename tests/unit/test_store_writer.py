@@ -98,7 +98,7 @@ def test_cut_at_every_point(log, database, direction):
         setattr(proxy, direction, 1 + attempt * step)
         for _ in range(10):
             try:
-                writer.put(batch.first, batch.records, batch.tiles, batch.note, batch.attachments)
+                writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
                 break
             except QUERY_ERRORS:
                 cuts += 1
@@ -127,7 +127,7 @@ def test_repeated_put_doubles_nothing(log):
     log.append([{"kind": "access"}] * 10)
     batch = log.log.seal(100)
     for _ in range(3):
-        log.writer.put(batch.first, batch.records, batch.tiles, batch.note, batch.attachments)
+        log.writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
         log.restart()
     [(count,)] = log.client.execute("SELECT count() FROM audit_log")
     assert count == 10
@@ -137,9 +137,9 @@ def test_part_of_a_batch_is_completed(log):
     """Rows that landed are kept, and those missing are added."""
     log.append([{"kind": "access", "reason": str(n)} for n in range(20)])
     batch = log.log.seal(100)
-    log.writer.put(batch.first, batch.records[:7], [], batch.note, {})
+    log.writer.put(batch.first, batch.leaves[:7], [], batch.note, [])
     log.restart()
-    log.writer.put(batch.first, batch.records, batch.tiles, batch.note, batch.attachments)
+    log.writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
     rows = log.client.execute("SELECT index, reason FROM audit_log ORDER BY index")
     assert rows == [(n, str(n)) for n in range(20)]
 

@@ -13,7 +13,7 @@ from logs import SIGNER, TRUST, TestLog
 
 from authz.journal.chain import chain_hash, head_text, policy_notice
 from authz.ledger import Checkpoint, Signer, sign_note, tree_hash
-from authz.record import FIELDS, attachment_hash, canonical
+from authz.record import FIELDS, attachment_hash, canonical, form
 from authz.store import rows
 from authz.store.client import connect
 from authz.trust import TrustedLog
@@ -131,7 +131,7 @@ def all_records(client):
 
 
 def put(client, records):
-    client.execute(rows.INSERT, rows.to_columns(records), columnar=True)
+    rows.insert(client, [form(record) for record in records])
 
 
 def replace(client, records):
