@@ -1,64 +1,174 @@
 """Decisions against accesses: the count that must come out even. Pure, and fed in log order.
 
-Matches are by `decision_id` only. What is held is what is unmatched, so memory follows requests
-under way (and gaps), not history.
+Matches are by `decision_id` only. What is held is what is unmatched, or has only just met, so
+memory follows requests under way (and gaps), not history.
+
+`Reconciler` follows one log. Its records are counted in tallies, one after another: the receiver
+has one for each interval, closes it when the grace time is over and tells it in the log; a verifier
+closes them where the log says, and so must count the same. What a closed tally leaves unmatched is
+looked for elsewhere: by the receiver in the database, by a verifier in `Rest`.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from authz.record import Record
+import orjson
 
-_SECOND = 1_000_000
+from authz.record import DECIDED, Record
+
+SECOND = 1_000_000
+# ext-authz may record a decision a second time, right after the first: the last one counts. So what
+# has met is judged this long after.
+_REVISED_US = 5 * SECOND
+MOST_NAMED = 100  # of one kind of gap and one source
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """One thing that does not add up. `kind` is stable; `index` is where in its log it shows."""
+    """One thing that does not add up. `kind` is stable; `index` is where in its log it shows;
+    `source` is who told the record there: a writer, or ``envoy:`` and its node."""
 
     kind: str
     origin: str
     index: int
+    source: str = ""
     decision_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Half:
-    """A decision or an access that has not met its other half."""
-
-    origin: str
-    index: int
-    sealed_at: int
-    allowed: bool
-    enforced: bool
-    reached: bool  # the access: an upstream was contacted
-    request_id: str
-
-
 @dataclass(slots=True)
+class Gaps:
+    """Those of one kind and source: how many, and the first of them."""
+
+    count: int = 0
+    some: list[Gap] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
 class Tally:
-    """How the accounts stand."""
+    """How the accounts stand, over some of a log's records.
+
+    `decisions` are `allowed` or `denied`. An access that belongs to one is in the same log within
+    reach of the tally (`matched`, and the access `explained`), in an earlier part of it that is
+    closed (``_late``) or in another log (``_elsewhere``). A decision that Envoy did not wait for is
+    `unanswered`, and the access that says so `ended`. `rejected_by_envoy` are accesses that name no
+    decision and reached nothing.
+    """
 
     decisions: int = 0
     allowed: int = 0
     denied: int = 0
-    accesses: int = 0
     matched: int = 0
-    rejected_by_envoy: int = 0
+    matched_late: int = 0
+    matched_elsewhere: int = 0
     unanswered: int = 0
+    accesses: int = 0
+    explained: int = 0
+    explained_late: int = 0
+    explained_elsewhere: int = 0
+    ended: int = 0
+    rejected_by_envoy: int = 0
     pending: int = 0
-    gaps: list[Gap] = field(default_factory=list)
+    gaps: dict[tuple[str, str], Gaps] = field(default_factory=dict)
+    closed: bool = False
+
+    def find(self, gap: Gap) -> None:
+        found = self.gaps.setdefault((gap.kind, gap.source), Gaps())
+        found.count += 1
+        if len(found.some) < MOST_NAMED:
+            found.some.append(gap)
+
+    def add(self, other: "Tally") -> None:
+        """Count what `other` has counted."""
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for key, gaps in other.gaps.items():
+            mine = self.gaps.setdefault(key, Gaps())
+            mine.count += gaps.count
+            mine.some += gaps.some[: MOST_NAMED - len(mine.some)]
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many gaps there are of each kind."""
+        found: Counter[str] = Counter()
+        for (kind, _), gaps in self.gaps.items():
+            found[kind] += gaps.count
+        return dict(found)
+
+
+COUNTS = (
+    "decisions", "allowed", "denied", "matched", "matched_late", "matched_elsewhere", "unanswered",
+    "accesses", "explained", "explained_late", "explained_elsewhere", "ended", "rejected_by_envoy",
+    "pending",
+)  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class Half:
+    """A decision or an access, as far as the other half must fit."""
+
+    tally: Tally
+    origin: str
+    index: int
+    sealed_at: int
+    source: str
+    allowed: bool
+    enforced: bool
+    reached: bool  # the access: an upstream was contacted
+    request_id: str
+    decided_by: str  # the access: whose decision it repeats
+    said: int  # stands for the decision's values; the access repeats them
+    revised: bool = False
+
+
+Halves = dict[str, Half]  # by decision id
+
+
+def half_of(record: Record, tally: Tally) -> Half:
+    index, sealed_at = record.get("index", 0), record.get("sealed_at", 0)
+    assert isinstance(index, int)
+    assert isinstance(sealed_at, int)
+    return Half(
+        tally,
+        str(record.get("origin", "")),
+        index,
+        sealed_at,
+        str(record.get("writer", "")),
+        bool(record.get("allowed", False)),
+        bool(record.get("enforced", False)),
+        bool(record.get("upstream")),
+        str(record.get("request_id", "")),
+        str(record.get("decided_by", "")),
+        _said(record),
+    )
+
+
+def _said(record: Record) -> int:
+    values = map(record.get, DECIDED)
+    return hash(tuple([tuple(v) if v.__class__ is list else v for v in values]))  # type: ignore[arg-type]
+
+
+def judge(decision_id: str, decided: Half, access: Half) -> Gap | None:
+    """What is wrong with an access and its decision, if anything is."""
+    # In dry-run a denial is recorded and not enforced: the service is reached all the same.
+    if access.reached and decided.enforced and not decided.allowed:
+        kind = "denied_but_reached"
+    elif decided.allowed != access.allowed or (decided.said != access.said and not decided.revised):
+        kind = "disagrees"
+    else:
+        return None
+    return Gap(kind, access.origin, access.index, access.source, decision_id)
 
 
 class Reconciler:
-    """`add` every record of every log, then `finish`.
+    """`add` every record of one log, in order; counted in `tally`, which may be changed between.
 
-    Kinds of gap:
+    Kinds of gap that show here:
 
-    - ``no_access``: allowed, and no access was seen within the grace time.
-    - ``no_decision``: an access that names a decision nobody recorded.
     - ``bypass``: an access that reached a service and names no decision.
     - ``denied_but_reached``: denied, yet the service was reached.
-    - ``disagrees``: the access repeats the decision's verdict wrongly.
+    - ``disagrees``: the access repeats the decision's values wrongly.
+    - ``repeated``: an access that names a decision which has met its access.
 
     A client that goes away while the Check runs, or a Check that Envoy gives up, leaves an access
     that names no decision and reached nothing. If its `request_id` is an unmatched decision's, that
@@ -66,113 +176,158 @@ class Reconciler:
     a request id, that is taken back when the decision's own access comes.
 
     ext-authz may record a decision a second time, as a denial: the client left, or the disk took
-    too long. The last one counts, also if the access came in between. So what has met is judged
-    when the grace time is over.
+    too long. The last one counts, also if the access came in between.
     """
 
-    def __init__(self, grace_seconds: float = 60) -> None:
-        self._grace = int(grace_seconds * _SECOND)
-        self._decided: dict[str, _Half] = {}
-        self._accessed: dict[str, _Half] = {}
+    def __init__(self, tally: Tally | None = None, grace_seconds: float = 60) -> None:
+        self.tally = tally or Tally()
+        self.newest = 0  # when the newest record was sealed
+        self._grace = int(grace_seconds * SECOND)
+        self._decided: Halves = {}
+        self._accessed: Halves = {}
         self._asked: dict[str, dict[str, None]] = {}  # request id to decision ids, of `_decided`
-        # Request id to how many accesses without decision, and the time the newest was sealed.
-        self._ended: dict[str, tuple[int, int]] = {}
-        # Decisions with their access (None: unanswered), and `_newest` when they met.
-        self._settled: dict[str, tuple[_Half, _Half | None, int]] = {}
-        self._newest = 0
-        self.tally = Tally()
+        # Request id to the accesses without decision, and the time the newest was sealed.
+        self._ended: dict[str, tuple[list[Tally], int]] = {}
+        # Decisions that have met their access, and those without an answer.
+        self._settled: dict[str, tuple[Half, Half]] = {}
+        self._unanswered: dict[str, tuple[Half, Tally, int]] = {}
 
     def add(self, record: Record) -> None:
         kind = record.get("kind")
-        if kind == "decision":
-            self._decision(record)
-        elif kind == "access":
+        sealed_at = record.get("sealed_at", 0)
+        self.newest = max(self.newest, sealed_at)  # type: ignore[assignment]
+        if kind == "access":
             self._access(record)
+        elif kind == "decision":
+            self._decision(record)
 
-    def finish(self) -> Tally:
-        """What is unmatched for longer than the grace time is a gap, the rest is pending."""
-        for decision_id, half in self._decided.items():
-            if not half.allowed:
-                continue  # denied: that Envoy's entry is missing lets nobody at anything
-            self._unmatched("no_access", decision_id, half)
-        for decision_id, half in self._accessed.items():
-            self._unmatched("no_decision", decision_id, half)
-        for decision_id, (decided, access, _) in self._settled.items():
-            self._judge(decision_id, decided, access)
-        return self.tally
+    @property
+    def unmatched_count(self) -> int:
+        return len(self._decided) + len(self._accessed)
+
+    def unmatched(self, tally: Tally | None = None) -> tuple[Halves, Halves]:
+        """Decisions and accesses that have not met, of `tally` or of all."""
+        if tally is None:
+            return dict(self._decided), dict(self._accessed)
+        return (
+            {one: half for one, half in self._decided.items() if half.tally is tally},
+            {one: half for one, half in self._accessed.items() if half.tally is tally},
+        )
+
+    def close(self, tally: Tally) -> tuple[Halves, Halves]:
+        """Nothing is counted in `tally` any more; returns what it leaves `unmatched`, which stays
+        until it is dropped."""
+        for decision_id, (decided, _) in list(self._settled.items()):
+            if decided.tally is tally:
+                self._judge(decision_id)
+        tally.closed = True
+        old = self.newest - self._grace
+        for decision_id, (decided, _, met) in list(self._unanswered.items()):
+            if decided.tally.closed and met < old:
+                del self._unanswered[decision_id]
+        return self.unmatched(tally)
+
+    def drop(self, decision_ids: Iterable[str]) -> None:
+        """Of what is unmatched."""
+        for decision_id in decision_ids:
+            if decision_id in self._decided:
+                self._undecided(decision_id)
+            self._accessed.pop(decision_id, None)
+
+    def carry(self, decided: Halves) -> None:
+        """Wait for the accesses of these, which are of closed tallies."""
+        self._decided |= decided
+
+    def holds(self, decision_id: str) -> bool:
+        """Whether a decision still waits for its access."""
+        return decision_id in self._decided
+
+    def finish(self) -> None:
+        """No more records come: what has met is judged."""
+        for decision_id in list(self._settled):
+            self._judge(decision_id)
 
     def _decision(self, record: Record) -> None:
         decision_id = str(record.get("decision_id", ""))
-        half = self._half(record)
-        if decision_id in self._decided:
-            self._count(self._decided[decision_id], -1)
-            self._decided[decision_id] = half
-            self._count(half, 1)
-            return
-        if decision_id in self._settled:
-            before, access, met = self._settled[decision_id]
+        half = half_of(record, self.tally)
+        before = self._decided.get(decision_id)
+        if before is None and decision_id in self._settled:
+            before = self._settled[decision_id][0]
+            if before.sealed_at < half.sealed_at - _REVISED_US:
+                before = None
+        if before is None and decision_id in self._unanswered:
+            before = self._unanswered[decision_id][0]
+        if before is not None:
             self._count(before, -1)
-            self._settled[decision_id] = half, access, met
-            self._count(half, 1)
+            before.allowed, before.enforced, before.said = half.allowed, half.enforced, half.said
+            before.revised = True
+            self._count(before, 1)
             return
         self._count(half, 1)
         access = self._accessed.pop(decision_id, None)
-        if access:
+        if access is not None:
             self._match(decision_id, half, access)
-        elif self._take_ended(half.request_id):
-            self._unanswered(decision_id, half)
+        elif ended := self._take_ended(half.request_id):
+            self._leave_unanswered(decision_id, half, ended)
         else:
             self._decided[decision_id] = half
             if half.request_id:
                 self._asked.setdefault(half.request_id, {})[decision_id] = None
 
     def _access(self, record: Record) -> None:
-        self.tally.accesses += 1
-        half = self._half(record)
+        tally = self.tally
+        tally.accesses += 1
+        half = half_of(record, tally)
         decision_id = str(record.get("decision_id", ""))
         if not decision_id:
             if half.reached:
-                self.tally.gaps.append(Gap("bypass", half.origin, half.index))
+                tally.find(Gap("bypass", half.origin, half.index, half.source))
             else:
-                self.tally.rejected_by_envoy += 1
+                tally.rejected_by_envoy += 1
                 self._ended_by_envoy(half.request_id, half.sealed_at)
         elif decision_id in self._decided:
             self._match(decision_id, self._undecided(decision_id), half)
-        elif decision_id in self._settled and self._settled[decision_id][1] is None:
+        elif decision_id in self._unanswered:
             # It was answered after all: what Envoy ended was another request of the same id.
-            decided, _, met = self._settled.pop(decision_id)
-            self.tally.unanswered -= 1
-            self.tally.rejected_by_envoy += 1
+            decided, ended, met = self._unanswered.pop(decision_id)
+            decided.tally.unanswered -= 1
+            ended.ended -= 1
+            ended.rejected_by_envoy += 1
             self._match(decision_id, decided, half)
-            self._ended_by_envoy(decided.request_id, met)
+            self._ended_by_envoy(decided.request_id, met, ended)
+        elif decision_id in self._settled or decision_id in self._accessed:
+            tally.find(Gap("repeated", half.origin, half.index, half.source, decision_id))
         else:
             self._accessed[decision_id] = half
 
-    def _ended_by_envoy(self, request_id: str, at: int) -> None:
+    def _ended_by_envoy(self, request_id: str, at: int, tally: Tally | None = None) -> None:
         """Envoy ended a request without a decision: if it asked for one, that is unanswered."""
+        tally = tally or self.tally
         asked = self._asked.get(request_id, {})
         if asked:
             allowed = (one for one in asked if self._decided[one].allowed)
             decision_id = next(allowed, next(iter(asked)))
-            self._unanswered(decision_id, self._undecided(decision_id))
+            self._leave_unanswered(decision_id, self._undecided(decision_id), tally)
         elif request_id:
-            count, newest = self._ended.pop(request_id, (0, 0))
-            self._ended[request_id] = count + 1, max(newest, at)
-            oldest = next(iter(self._ended))
-            while self._ended[oldest][1] < self._newest - self._grace:
-                del self._ended[oldest]
-                if not self._ended:
-                    break
+            tallies, newest = self._ended.pop(request_id, ([], 0))
+            self._ended[request_id] = [*tallies, tally], max(newest, at)
+            while self._ended:
                 oldest = next(iter(self._ended))
+                if self._ended[oldest][1] >= self.newest - self._grace:
+                    break
+                del self._ended[oldest]
 
-    def _take_ended(self, request_id: str) -> bool:
-        """Whether Envoy ended a request of this id that asked for no decision we know."""
-        count, newest = self._ended.pop(request_id, (0, 0))
-        if count > 1:
-            self._ended[request_id] = count - 1, newest
-        return count > 0
+    def _take_ended(self, request_id: str) -> Tally | None:
+        """Where it was counted that Envoy ended a request of this id, which asked for no decision
+        we know."""
+        if request_id not in self._ended:
+            return None
+        tallies, newest = self._ended.pop(request_id)
+        if len(tallies) > 1:
+            self._ended[request_id] = tallies[1:], newest
+        return tallies[0]
 
-    def _undecided(self, decision_id: str) -> _Half:
+    def _undecided(self, decision_id: str) -> Half:
         """The decision, which is no longer without its other half."""
         half = self._decided.pop(decision_id)
         asked = self._asked.get(half.request_id, {})
@@ -181,59 +336,139 @@ class Reconciler:
             self._asked.pop(half.request_id, None)
         return half
 
-    def _unanswered(self, decision_id: str, decided: _Half) -> None:
-        self.tally.rejected_by_envoy -= 1
-        self.tally.unanswered += 1
-        self._settle(decision_id, decided, None)
+    def _leave_unanswered(self, decision_id: str, decided: Half, ended: Tally) -> None:
+        ended.rejected_by_envoy -= 1
+        ended.ended += 1
+        decided.tally.unanswered += 1
+        self._unanswered[decision_id] = decided, ended, self.newest
 
-    def _match(self, decision_id: str, decided: _Half, access: _Half) -> None:
-        self.tally.matched += 1
-        self._settle(decision_id, decided, access)
-
-    def _settle(self, decision_id: str, decided: _Half, access: _Half | None) -> None:
-        self._settled[decision_id] = decided, access, self._newest
-        oldest = next(iter(self._settled))
-        while self._settled[oldest][2] < self._newest - self._grace:
-            self._judge(oldest, *self._settled.pop(oldest)[:2])
+    def _match(self, decision_id: str, decided: Half, access: Half) -> None:
+        if access.tally.closed:
+            decided.tally.matched_late += 1
+        else:
+            decided.tally.matched += 1
+        if decided.tally.closed:
+            access.tally.explained_late += 1
+        else:
+            access.tally.explained += 1
+        self._settled[decision_id] = decided, access
+        old = self.newest - _REVISED_US
+        while self._settled:
             oldest = next(iter(self._settled))
+            if self._settled[oldest][0].sealed_at >= old:
+                break
+            self._judge(oldest)
 
-    def _judge(self, decision_id: str, decided: _Half, access: _Half | None) -> None:
-        if access is None:
-            return
-        gap = ""
-        # In dry-run a denial is recorded and not enforced: the service is reached all the same.
-        if access.reached and decided.enforced and not decided.allowed:
-            gap = "denied_but_reached"
-        elif decided.allowed != access.allowed:
-            gap = "disagrees"
-        if gap:
-            self.tally.gaps.append(Gap(gap, access.origin, access.index, decision_id))
+    def _judge(self, decision_id: str) -> None:
+        decided, access = self._settled.pop(decision_id)
+        if gap := judge(decision_id, decided, access):
+            (self.tally if access.tally.closed else access.tally).find(gap)
 
-    def _count(self, decision: _Half, one: int) -> None:
-        self.tally.decisions += one
+    def _count(self, decision: Half, one: int) -> None:
+        decision.tally.decisions += one
         if decision.allowed:
-            self.tally.allowed += one
+            decision.tally.allowed += one
         else:
-            self.tally.denied += one
+            decision.tally.denied += one
 
-    def _half(self, record: Record) -> _Half:
-        sealed_at = record.get("sealed_at", 0)
-        index = record.get("index", 0)
-        assert isinstance(sealed_at, int)
-        assert isinstance(index, int)
-        self._newest = max(self._newest, sealed_at)
-        return _Half(
-            origin=str(record.get("origin", "")),
-            index=index,
-            sealed_at=sealed_at,
-            allowed=bool(record.get("allowed", False)),
-            enforced=bool(record.get("enforced", False)),
-            reached=bool(record.get("upstream")),
-            request_id=str(record.get("request_id", "")),
-        )
 
-    def _unmatched(self, kind: str, decision_id: str, half: _Half) -> None:
-        if self._newest - half.sealed_at > self._grace:
-            self.tally.gaps.append(Gap(kind, half.origin, half.index, decision_id))
+class Rest:
+    """What the logs left unmatched, held against each other.
+
+    Further kinds of gap:
+
+    - ``no_access``: allowed, and no access was seen within the grace time.
+    - ``no_decision``: an access that names a decision nobody recorded.
+    - ``writer_away``: the same, but the writer it names has not come that far.
+    - ``writer_lost``: the same, and the log says that the writer will not come back.
+    """
+
+    def __init__(self, grace_seconds: float = 60) -> None:
+        self._grace = int(grace_seconds * SECOND)
+        self._decided: Halves = {}
+        self._accessed: Halves = {}
+        self.tally = Tally()
+
+    def __len__(self) -> int:
+        return len(self._decided) + len(self._accessed)
+
+    def add(self, decided: Halves, accessed: Halves) -> None:
+        for decision_id, half in decided.items():
+            access = self._accessed.pop(decision_id, None)
+            if access is None:
+                self._decided[decision_id] = half
+            else:
+                self._meet(decision_id, half, access)
+        for decision_id, half in accessed.items():
+            known = self._decided.pop(decision_id, None)
+            if known is None:
+                self._accessed[decision_id] = half
+            else:
+                self._meet(decision_id, known, half)
+
+    def _meet(self, decision_id: str, decided: Half, access: Half) -> None:
+        if decided.origin == access.origin:
+            self.tally.matched_late += 1
+            self.tally.explained_late += 1
         else:
-            self.tally.pending += 1
+            self.tally.matched_elsewhere += 1
+            self.tally.explained_elsewhere += 1
+        if gap := judge(decision_id, decided, access):
+            self.tally.find(gap)
+
+    def finish(self, newest: int, writers: "Writers", open_ids: Iterable[str] = ()) -> Tally:
+        """What is unmatched since longer than the grace time before `newest` is a gap, the rest is
+        pending; so is what the log says to be under way still (`open_ids`)."""
+        under_way = set(open_ids)
+        for decision_id, half in self._decided.items():
+            if not half.allowed:
+                continue  # denied: that Envoy's entry is missing lets nobody at anything
+            if half.sealed_at > newest - self._grace or decision_id in under_way:
+                self.tally.pending += 1
+            else:
+                self.tally.find(Gap("no_access", half.origin, half.index, half.source, decision_id))
+        for decision_id, half in self._accessed.items():
+            if half.sealed_at > newest - self._grace:
+                self.tally.pending += 1
+            else:
+                self.tally.find(writers.gap(decision_id, half))
+        return self.tally
+
+
+class Writers:
+    """How far each writer has come, and which will not come back."""
+
+    def __init__(self) -> None:
+        self.newest: dict[str, int] = {}  # the told time of each one's newest record
+        self.lost: set[str] = set()
+
+    def add(self, record: Record) -> None:
+        if "writer_seq" in record:
+            time = record.get("time", 0)
+            assert isinstance(time, int)
+            self.hear(str(record["writer"]), time)
+        elif record.get("event") == "writer_lost":
+            self.lost.add(str(orjson.loads(str(record["details"]))["writer"]))
+
+    def hear(self, writer: str, time: int) -> None:
+        self.newest[writer] = max(time, self.newest.get(writer, 0))
+
+    def gap(self, decision_id: str, access: Half) -> Gap:
+        """What it means that nobody recorded the decision that `access` names."""
+        writer = access.decided_by
+        if writer in self.lost:
+            kind, source = "writer_lost", writer
+        elif writer in self.newest and self.newest[writer] < decided_at(decision_id):
+            kind, source = "writer_away", writer
+        else:
+            kind, source = "no_decision", access.source
+        return Gap(kind, access.origin, access.index, source, decision_id)
+
+
+def decided_at(decision_id: str) -> int:
+    """When the decision was made, by its id (a UUID of version 7): microseconds since the epoch,
+    rounded down to a millisecond; 0 if it does not say."""
+    try:
+        return int(decision_id.replace("-", "")[:12], 16) * 1000
+    except ValueError:
+        return 0
