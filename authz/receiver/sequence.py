@@ -35,7 +35,17 @@ from authz.blocks import Standing
 from authz.errors import UsageError
 from authz.journal.chain import RECEIVERS_FIELDS, Entry, chain_hash, join, split
 from authz.journal.segments import CorruptJournalError, Journal, Reader, replace_file
-from authz.ledger import Checkpoint, NoteError, Signer, Tile, Tree, leaf_hash, open_note, sign_note
+from authz.ledger import (
+    Checkpoint,
+    NoteError,
+    Signer,
+    Tile,
+    Tree,
+    Verifier,
+    leaf_hash,
+    open_note,
+    sign_note,
+)
 from authz.receiver.recent import Leaves, Recent
 from authz.record import Record, canonical, form
 
@@ -139,6 +149,17 @@ class Log:
     @property
     def origin(self) -> str:
         return self._signer.name
+
+    @property
+    def key(self) -> Verifier:
+        return self._signer.verifier
+
+    @property
+    def sealed(self) -> Checkpoint:
+        """The newest checkpoint that was signed: nothing beyond it has left this directory."""
+        if self._note:
+            return Checkpoint.parse(self._note)
+        return Checkpoint(self.origin, self.stored.tree.size, self.stored.tree.root())
 
     # Step 1: into the journal (its thread).
 

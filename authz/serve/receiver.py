@@ -23,7 +23,8 @@ from authz.receiver.sequence import Batch, Log
 from authz.record import SCHEMA_VERSION, Record
 from authz.record.privacy import PrivacyKey, load_key
 from authz.record.resource import Resources
-from authz.serve import grpc_server, tls
+from authz.serve import grpc_server, roster, tls
+from authz.serve.owner import Owner
 from authz.store import migrations
 from authz.store.client import QUERY_ERRORS, connect, explain, name_of
 from authz.store.writer import StoreWriter
@@ -37,13 +38,14 @@ logger = structlog.get_logger()
 
 async def serve(config: Config) -> None:
     """Run until SIGTERM. Raises `AuthzError` for what a user can mend."""
-    if config.store is None:
+    store = config.store
+    if store is None:
         raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
     credentials = tls.of_server("receiver", config.receiver)
     directory = config.data_dir
-    client = connect(config.store)
+    client = connect(store)
     if not (directory / "state.json").exists():
-        _migrate(client, config.store)  # a first start says at once what is wrong with the store
+        _migrate(client, store)  # a first start says at once what is wrong with the store
     try:
         journal = Journal(
             directory / "journal",
@@ -59,7 +61,8 @@ async def serve(config: Config) -> None:
     log = Log(directory, journal, signer)
     write_trust(directory / "trust.yaml", [signer])
     committer: Committer[list[Entry]] = Committer(journal, log)
-    sealer = Sealer(config, log, client, committer)
+    owner = Owner(store, log, directory / "journal" / "lock")
+    sealer = Sealer(config, log, client, committer, owner)
     key = _privacy_key(config, log)
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
     intake = Intake(log, committer, resources, key)
@@ -70,10 +73,15 @@ async def serve(config: Config) -> None:
     await health.set(True)
     logger.info(
         "receiver is up", listen=config.receiver.listen, origin=log.origin,
-        store=name_of(config.store), size=journal.next,
+        store=name_of(store), size=journal.next,
     )  # fmt: skip
     async with grpc_server.until_stopped() as stopped:
-        running = grpc_server.Loops(sealer.run, lambda: _watch(committer, journal, health))
+        running = grpc_server.Loops(
+            owner.run,
+            sealer.run,
+            lambda: _watch(committer, journal, health),
+            lambda: roster.tell(store, committer),
+        )
         try:
             await running.until(stopped)
         finally:
@@ -86,6 +94,7 @@ async def serve(config: Config) -> None:
             await running.cancel()
     # A thread may still be storing a batch: its journal and connection stay open until it is done.
     await asyncio.get_running_loop().shutdown_default_executor()
+    owner.release()
     committer.close()
     journal.close()
     client.disconnect()
@@ -105,15 +114,15 @@ class Sealer:
     """Moves what is in the journal into ClickHouse, batch by batch, until told to stop."""
 
     def __init__(
-        self, config: Config, log: Log, client: Client, committer: Committer[list[Entry]]
-    ) -> None:
+        self, config: Config, log: Log, client: Client, committer: Committer[list[Entry]],
+        owner: Owner,
+    ) -> None:  # fmt: skip
         self._rows = config.receiver.batch_rows
         self._seconds = config.receiver.batch_seconds
         self._store = config.store or ""
         self._log = log
-        self._client = client
-        self._writer = StoreWriter(client, log.origin)
-        self._migrated = False
+        self._writer = StoreWriter(client, log.origin, owner.check)
+        self._owner = owner
         self._running = True
         self._durable = asyncio.Event()
         self._durable.set()
@@ -145,6 +154,7 @@ class Sealer:
             await asyncio.sleep(min(left, 0.05))
 
     async def _store_next(self) -> None:
+        await self._owner.held()  # it has also migrated
         batch = await asyncio.to_thread(self._log.seal, self._rows)
         if batch is None:
             return
@@ -156,6 +166,7 @@ class Sealer:
                 before_sleep=self._complain,
             ):
                 with attempt:
+                    await self._owner.held()
                     await asyncio.to_thread(self._put, batch)
         await asyncio.to_thread(self._log.finish, batch)
         metrics.STORED.inc(len(batch.records))
@@ -163,9 +174,6 @@ class Sealer:
         metrics.WAITING.set(self._log.waiting())
 
     def _put(self, batch: Batch) -> None:
-        if not self._migrated:
-            migrations.migrate(self._client)
-            self._migrated = True
         self._writer.put(batch.first, batch.records, batch.tiles, batch.note, batch.attachments)
 
     def _complain(self, state: object) -> None:
