@@ -129,6 +129,15 @@ class Receiver(_Section):
     )
     batch_rows: int = Field(10_000, ge=1, le=1_000_000, description="rows of one insert, at most")
     batch_seconds: float = Field(1.0, gt=0, le=60, description="age at which a batch is sealed")
+    interval_seconds: float = Field(
+        60, gt=0, le=86_400, description="how long an interval of the log's own account is"
+    )
+    grace_seconds: float = Field(
+        60, gt=0, le=86_400, description="how long a decision and its access may be apart"
+    )
+    writer_patience_seconds: float = Field(
+        600, gt=0, description="how long a writer may be away until it is told as lost"
+    )
 
 
 class Journal(_Section):

@@ -21,6 +21,8 @@ SECOND = 1_000_000
 # ext-authz may record a decision a second time, right after the first: the last one counts. So what
 # has met is judged this long after.
 _REVISED_US = 5 * SECOND
+# An access that names no decision explains one by its request id, if they are no further apart.
+REPEATED_US = 60 * SECOND
 MOST_NAMED = 100  # of one kind of gap and one source
 
 
@@ -145,7 +147,7 @@ def half_of(record: Record, tally: Tally) -> Half:
 
 def _said(record: Record) -> int:
     values = map(record.get, DECIDED)
-    return hash(tuple([tuple(v) if v.__class__ is list else v for v in values]))  # type: ignore[arg-type]
+    return hash(tuple([tuple(v) if v.__class__ is list else v for v in values]))
 
 
 def judge(decision_id: str, decided: Half, access: Half) -> Gap | None:
@@ -179,10 +181,9 @@ class Reconciler:
     too long. The last one counts, also if the access came in between.
     """
 
-    def __init__(self, tally: Tally | None = None, grace_seconds: float = 60) -> None:
+    def __init__(self, tally: Tally | None = None) -> None:
         self.tally = tally or Tally()
         self.newest = 0  # when the newest record was sealed
-        self._grace = int(grace_seconds * SECOND)
         self._decided: Halves = {}
         self._accessed: Halves = {}
         self._asked: dict[str, dict[str, None]] = {}  # request id to decision ids, of `_decided`
@@ -221,7 +222,7 @@ class Reconciler:
             if decided.tally is tally:
                 self._judge(decision_id)
         tally.closed = True
-        old = self.newest - self._grace
+        old = self.newest - REPEATED_US
         for decision_id, (decided, _, met) in list(self._unanswered.items()):
             if decided.tally.closed and met < old:
                 del self._unanswered[decision_id]
@@ -257,7 +258,7 @@ class Reconciler:
                 before = None
         if before is None and decision_id in self._unanswered:
             before = self._unanswered[decision_id][0]
-        if before is not None:
+        if before is not None and not before.tally.closed:
             self._count(before, -1)
             before.allowed, before.enforced, before.said = half.allowed, half.enforced, half.said
             before.revised = True
@@ -313,7 +314,7 @@ class Reconciler:
             self._ended[request_id] = [*tallies, tally], max(newest, at)
             while self._ended:
                 oldest = next(iter(self._ended))
-                if self._ended[oldest][1] >= self.newest - self._grace:
+                if self._ended[oldest][1] >= self.newest - REPEATED_US:
                     break
                 del self._ended[oldest]
 
@@ -323,6 +324,8 @@ class Reconciler:
         if request_id not in self._ended:
             return None
         tallies, newest = self._ended.pop(request_id)
+        if newest < self.newest - REPEATED_US:
+            return None
         if len(tallies) > 1:
             self._ended[request_id] = tallies[1:], newest
         return tallies[0]

@@ -3,8 +3,9 @@
 The log's records are counted as they are stored, in intervals one after another. An interval is
 closed when the grace time after it is over: what is unmatched is looked for in the whole database,
 and what is not there is a gap. All notices of an interval enter the log as one group, the summary
-last, so a restart finds an interval told or not told: it goes on from the end of the last that was,
-by counting the rows after it again.
+last, so a restart finds an interval told or not told. It counts rows again, from so far back that
+what it holds then is what was held before: those of the last interval that was told, and of each
+that was closed after that one had ended.
 """
 
 from collections import deque
@@ -17,6 +18,7 @@ from authz.journal.chain import notice
 from authz.reconcile import (
     COUNTS,
     MOST_NAMED,
+    REPEATED_US,
     SECOND,
     Gap,
     Half,
@@ -47,13 +49,14 @@ class Database(Protocol):
 
 @dataclass(slots=True)
 class Interval:
-    """Records `first` up to `end` of the log; `begun` is when its first decision or access was
-    sealed. What is 0 is not yet known."""
+    """Records `first` up to `end` of the log; `begun` and `until` is when its first and its last
+    decision or access were sealed. What is 0 is not yet known."""
 
     first: int
     tally: Tally = field(default_factory=Tally)
     begun: int = 0
     end: int = 0
+    until: int = 0
 
 
 @dataclass(slots=True)
@@ -72,48 +75,71 @@ class Accounts:
     """Follows the log of `origin`. For one thread, but for `under_way`, which any may fill.
 
     `under_way` says when each decision's request was last told to be running (microseconds);
-    `connected` are the writers whose streams are open. Nothing is closed before the grace time has
-    passed since `started_us`: until then Envoys have not told again what is under way.
+    `caught_up` are the writers that have nothing more to send. Nothing is closed before the grace
+    time has passed since `started_us`: until then Envoys have not told again what is under way.
     """
 
     def __init__(
         self, origin: str, accounted: int, *, interval_seconds: float, grace_seconds: float,
-        patience_seconds: float, connected: Callable[[], AbstractSet[str]] = frozenset,
-        started_us: int = 0,
+        patience_seconds: float, caught_up: Callable[[], AbstractSet[str]] = frozenset,
+        under_way: "dict[str, int] | None" = None, started_us: int = 0,
     ) -> None:  # fmt: skip
-        self.under_way: dict[str, int] = {}
+        self.under_way: dict[str, int] = {} if under_way is None else under_way
         self.next = accounted  # the index of the record to be added next
         self._origin = origin
         self._interval = int(interval_seconds * SECOND)
         self._grace = int(grace_seconds * SECOND)
         self._patience = int(patience_seconds * SECOND)
-        self._connected = connected
+        self._caught_up = caught_up
         self._not_before = started_us + self._grace
+        self._accounted = accounted
+        self._told: deque[tuple[int, int, Tally]] = deque()
         self._intervals = deque([Interval(accounted)])
-        self._reconciler = Reconciler(self._intervals[0].tally, grace_seconds)
+        self._reconciler = Reconciler(self._intervals[0].tally)
         self._writers = Writers()
         self._open: Halves = {}  # of closed intervals, and under way when last seen
         self._away: dict[str, int] = {}  # writers: since when decisions of theirs are missing
 
-    def restore(self, open_: Iterable[Record], away: dict[str, int], lost: Iterable[str]) -> None:
-        """What earlier intervals left: decisions that were under way, writers that were away since
-        then, and writers that were told as lost."""
-        closed = Tally(closed=True)
-        self._open = {str(one["decision_id"]): half_of(one, closed) for one in open_}
+    def restore(
+        self, told: Sequence[tuple[int, int, int, int]], open_: Iterable[Record],
+        away: Mapping[str, int], lost: Iterable[str],
+    ) -> None:  # fmt: skip
+        """What earlier intervals left: the last of them, each with its first index, its end, when
+        its last record was sealed and how far the log had been counted when it was closed; the
+        decisions that were under way; writers that were away since then; and writers that were told
+        as lost. `next` is set back to where counting is to begin."""
+        last = told[-1][2] if told else 0
+        for first, end, until, as_of in told:
+            if as_of > self._accounted or until >= last - REPEATED_US:
+                self._told.append((end, as_of, Tally()))
+                self.next = min(self.next, first)
+        self._open = {str(one["decision_id"]): half_of(one, _CLOSED) for one in open_}
         self._reconciler.carry(self._open)
         self._writers.lost.update(lost)
         self._away = {name: since for name, since in away.items() if name not in self._writers.lost}
 
-    def add(self, records: Sequence[Record]) -> None:
+    def add(self, records: Iterable[Record]) -> None:
         """Count `records`, which follow those before and are in the database."""
         for record in records:
+            if self._told:
+                self._retell()
             kind = record["kind"]
             if kind in ("decision", "access"):
-                self._advance(record["sealed_at"])  # type: ignore[arg-type]
+                if self.next >= self._accounted:
+                    self._advance(record["sealed_at"])  # type: ignore[arg-type]
                 self._reconciler.add(record)
             if kind != "access":
                 self._writers.add(record)
             self.next += 1
+
+    def _retell(self) -> None:
+        """Count, and forget, as was done before a restart."""
+        counting = (tally for end, _, tally in self._told if self.next < end)
+        self._reconciler.tally = next(counting, self._intervals[-1].tally)
+        while self._told and self.next >= self._told[0][1]:
+            _, _, tally = self._told.popleft()
+            decided, accessed = self._reconciler.close(tally)
+            self._reconciler.drop(one for one in {**decided, **accessed} if one not in self._open)
 
     def _advance(self, sealed_at: int) -> None:
         """Begin the interval that a decision or access sealed now belongs to."""
@@ -125,7 +151,7 @@ class Accounts:
             interval.begun = sealed_at
 
     def _end(self, interval: Interval) -> None:
-        interval.end = self.next
+        interval.end, interval.until = self.next, self._reconciler.newest
         self._intervals.append(Interval(self.next))
         self._reconciler.tally = self._intervals[-1].tally
 
@@ -162,7 +188,9 @@ class Accounts:
         self._carried(closing, found, now_us)
         self._intervals.popleft()
         old = now_us - self._grace
-        self.under_way = {one: at for one, at in list(self.under_way.items()) if at > old}
+        for decision_id, at in list(self.under_way.items()):
+            if at < old:
+                del self.under_way[decision_id]
         return [*_notices(closing, counts, self._origin, self.next, now_us)]
 
     def _decisions(
@@ -206,15 +234,15 @@ class Accounts:
         self, closing: Closing, alone: Halves, heard: Mapping[str, tuple[int, int]], now_us: int
     ) -> None:
         """Accesses whose decisions nobody has: is the writer away, lost, or was there none?"""
-        connected = self._connected()
+        caught_up = self._caught_up()
         for writer, (time, _) in heard.items():
             self._writers.hear(writer, time)
         gaps = {one: self._writers.gap(one, half) for one, half in alone.items()}
         for decision_id, gap in gaps.items():
-            if gap.kind == "writer_away" and gap.source not in connected:
+            if gap.kind == "writer_away" and gap.source not in caught_up:
                 self._away.setdefault(gap.source, alone[decision_id].sealed_at)
         for writer, since in list(self._away.items()):
-            if writer in connected or self._writers.newest.get(writer, 0) > since:
+            if writer in caught_up or self._writers.newest.get(writer, 0) > since:
                 del self._away[writer]
             elif now_us - since >= self._patience:
                 count = sum(gap.source == writer for gap in gaps.values())
@@ -223,7 +251,7 @@ class Accounts:
                 del self._away[writer]
         for decision_id, half in alone.items():
             gap = self._writers.gap(decision_id, half)
-            if gap.kind == "writer_away" and gap.source in connected:
+            if gap.kind == "writer_away" and gap.source in caught_up:
                 gap = Gap("no_decision", half.origin, half.index, half.source, decision_id)
             closing.interval.tally.find(gap)
 
@@ -276,14 +304,14 @@ class _Found:
 
 
 _NOTHING = _Found()
+_CLOSED = Tally(closed=True)
 
 
 def _by_id(records: Iterable[Record]) -> dict[str, _Found]:
-    elsewhere = Tally(closed=True)
     found: dict[str, _Found] = {}
     for record in records:
         one = found.setdefault(str(record["decision_id"]), _Found())
-        half = half_of(record, elsewhere)
+        half = half_of(record, _CLOSED)
         if record["kind"] == "decision":
             half.revised = bool(one.decisions)
             one.decisions.append(half)
@@ -319,7 +347,8 @@ def _notices(
     counts |= {name: getattr(interval.tally, name) for name in late_counts}
     counts.pop("pending")
     kinds = interval.tally.kinds
-    told = {**where, "as_of": as_of, "from": interval.begun, **counts}
+    told = {**where, "as_of": as_of, "from": interval.begun, "until": interval.until}
+    told |= counts
     told |= {
         "missing": closing.missing,
         "open": len(closing.open),

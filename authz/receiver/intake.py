@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
 from google.protobuf.message import DecodeError
 
 from authz.blocks import fault, is_blocking
-from authz.envoy.access_log import http_access, identifier, tcp_access
+from authz.envoy.access_log import Access, http_access, identifier, tcp_access
 from authz.journal.chain import (
     ChainError,
     chain_hash,
@@ -31,6 +32,7 @@ from authz.record.resource import Resources
 from authz.v1 import stream_pb2 as pb
 
 _RETRY_SECONDS = 0.2
+_QUIET_SECONDS = 5
 
 logger = structlog.get_logger()
 
@@ -51,6 +53,9 @@ class Intake:
         self._keeping: set[asyncio.Task[None]] = set()
         self._blocks = log.blocks  # as the streams were told last
         self._telling: set[asyncio.Event] = set()
+        self._heard: dict[str, float] = {}  # writers with a stream: when their last batch came
+        self.under_way: dict[str, int] = {}  # decisions: when Envoy said so last (microseconds)
+        self.received: Counter[str] = Counter()  # access log entries, by Envoy's node
         BLOCKS.set(len(log.blocks.blocks))
 
     async def settle(self) -> None:
@@ -95,10 +100,20 @@ class Intake:
     def _accesses(self, message: StreamAccessLogsMessage, node: str) -> list[Entry]:
         entries = [http_access(entry) for entry in message.http_logs.log_entry]
         entries += [tcp_access(entry) for entry in message.tcp_logs.log_entry]
-        ends = [entry for entry in entries if entry.get("end_of_stream")]
+        self.received[node] += len(entries)
+        ends = [entry for entry in entries if "end_of_stream" in entry]
+        if len(ends) < len(entries):
+            self._note_under_way(entries)
         ENTRIES.labels("end").inc(len(ends))
         ENTRIES.labels("intermediate").inc(len(entries) - len(ends))
         return [(access_record(entry, node, self._resources, self._key), b"") for entry in ends]
+
+    def _note_under_way(self, entries: list[Access]) -> None:
+        now_us = time.time_ns() // 1000
+        for entry in entries:
+            said = entry.get("authz")
+            if "end_of_stream" not in entry and isinstance(said, dict):
+                self.under_way[str(said.get("decision_id", ""))] = now_us
 
     async def _keep(self, group: list[Entry]) -> None:
         """Get `group` onto the disk, however long that takes: Envoy will not send it again."""
@@ -131,7 +146,7 @@ class Intake:
                 reason += f" {hello.first_seq}: records between are lost"
                 logger.error("writer refused", writer=hello.writer, reason=reason)
                 await context.abort(grpc.StatusCode.DATA_LOSS, reason)
-            with STREAMS.labels("writer").track_inprogress(), self._told() as changed:
+            with self._connection(hello.writer), self._told() as changed:
                 welcome = pb.Welcome(origin=self._log.origin, taken_seq=place.seq)
                 yield pb.FromReceiver(welcome=welcome)
                 sent = None
@@ -143,6 +158,7 @@ class Intake:
                                 now_us = time.time_ns() // 1000
                                 yield pb.FromReceiver(blocks=sent.message(now_us))
                             continue
+                        self._heard[hello.writer] = time.monotonic()
                         try:
                             place = await self._take(hello.writer, place, message.batch)
                         except ChainError as error:
@@ -151,6 +167,20 @@ class Intake:
                         except JournalError as error:
                             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
                         yield pb.FromReceiver(ack=pb.Ack(seq=place.seq))
+
+    @contextlib.contextmanager
+    def _connection(self, writer: str) -> Iterator[None]:
+        self._heard[writer] = time.monotonic()
+        try:
+            with STREAMS.labels("writer").track_inprogress():
+                yield
+        finally:
+            del self._heard[writer]
+
+    def caught_up(self) -> set[str]:
+        """Writers whose stream is open and who have nothing more to send."""
+        quiet = time.monotonic() - _QUIET_SECONDS
+        return {writer for writer, heard in list(self._heard.items()) if heard < quiet}
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[asyncio.Event]:

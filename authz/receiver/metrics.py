@@ -17,3 +17,6 @@ JOURNAL_FILL = Gauge("authz_receiver_journal_fill_ratio", "Used part of the jour
 STORE_ERRORS = Counter("authz_receiver_store_errors_total", "Attempts to store that failed")
 TREE_SIZE = Gauge("authz_receiver_tree_size", "Size of the last checkpoint stored")
 STORE_SECONDS = Histogram("authz_receiver_store_seconds", "Time to store and read back a batch")
+GAPS = Counter(
+    "authz_receiver_gaps_total", "Notices of what does not add up, by the kind of gap", ["kind"]
+)

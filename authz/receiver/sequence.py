@@ -35,7 +35,17 @@ from authz.blocks import Standing
 from authz.errors import UsageError
 from authz.journal.chain import RECEIVERS_FIELDS, chain_hash, join, split
 from authz.journal.segments import CorruptJournalError, Journal, Reader, replace_file
-from authz.ledger import Checkpoint, NoteError, Signer, Tile, Tree, leaf_hash, open_note, sign_note
+from authz.ledger import (
+    Checkpoint,
+    NoteError,
+    Signer,
+    Tile,
+    Tree,
+    Verifier,
+    leaf_hash,
+    open_note,
+    sign_note,
+)
 from authz.receiver.recent import Leaves, Recent
 from authz.record import Entry, Record, canonical, form
 
@@ -61,6 +71,7 @@ class State:
     writers: dict[str, Place] = field(default_factory=dict)
     privacy_key_id: str = ""
     blocks: Standing = field(default_factory=Standing)
+    accounted: int = 0  # how far the log has told its account of itself
 
     def to_json(self) -> bytes:
         return orjson.dumps(
@@ -71,6 +82,7 @@ class State:
                 "writers": {name: [place.seq, place.head] for name, place in self.writers.items()},
                 "privacy_key_id": self.privacy_key_id,
                 "blocks": self.blocks.to_json(),
+                "accounted": self.accounted,
             }
         )
 
@@ -84,6 +96,7 @@ class State:
             {name: Place(*place) for name, place in content["writers"].items()},
             content["privacy_key_id"],
             Standing.from_json(*content.get("blocks", [0, []])),  # absent before schema 2
+            int(content.get("accounted", content["size"])),  # absent before schema 3
         )
 
 
@@ -140,6 +153,17 @@ class Log:
     @property
     def origin(self) -> str:
         return self._signer.name
+
+    @property
+    def key(self) -> Verifier:
+        return self._signer.verifier
+
+    @property
+    def sealed(self) -> Checkpoint:
+        """The newest checkpoint that was signed: nothing beyond it has left this directory."""
+        if self._note:
+            return Checkpoint.parse(self._note)
+        return Checkpoint(self.origin, self.stored.tree.size, self.stored.tree.root())
 
     # Step 1: into the journal (its thread).
 
@@ -286,8 +310,11 @@ class Log:
         sealed_at = records[-1]["sealed_at"]
         assert isinstance(sealed_at, int)
         writers = {**self.stored.writers, **places}
-        blocks = self.stored.blocks.after(records)
-        return State(tree, sealed_at, writers, self.privacy_key_id, blocks)
+        notices = [record for record in records if record["kind"] == "notice"]
+        blocks = self.stored.blocks.after(notices)
+        accounted = max(map(_accounted, notices), default=0)
+        accounted = max(accounted, self.stored.accounted)
+        return State(tree, sealed_at, writers, self.privacy_key_id, blocks, accounted)
 
     def close(self) -> None:
         """Let go of the journal's files."""
@@ -336,6 +363,13 @@ class Log:
                 " restore the directory from the disk it was on"
             )
         return note
+
+
+def _accounted(record: Record) -> int:
+    """The end of the interval that `record` tells the account of; 0 if it tells none."""
+    if record.get("event") != "interval_summary" or "writer_seq" in record:
+        return 0
+    return int(orjson.loads(str(record["details"]))["end"])
 
 
 def _place(record: Record) -> Place | None:

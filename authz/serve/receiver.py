@@ -9,24 +9,26 @@ from pathlib import Path
 import structlog
 import yaml
 from clickhouse_driver import Client
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
-from authz.config import Config
+from authz.config import Config, Receiver
 from authz.errors import UsageError
 from authz.journal.chain import notice
 from authz.journal.commit import Committer
 from authz.journal.segments import Journal, JournalError, replace_file
 from authz.ledger import NoteError, Signer
 from authz.receiver import metrics
+from authz.receiver.accounts import Accounts
 from authz.receiver.intake import Intake
-from authz.receiver.sequence import Batch, Log
+from authz.receiver.sequence import Log
 from authz.record import SCHEMA_VERSION, Entry, Record
 from authz.record.privacy import PrivacyKey, load_key
 from authz.record.resource import Resources
-from authz.serve import grpc_server, tls
+from authz.serve import grpc_server, roster, tls
+from authz.serve.books import Books
+from authz.serve.owner import Owner
+from authz.serve.sealer import Sealer
 from authz.store import migrations
 from authz.store.client import QUERY_ERRORS, connect, explain, name_of
-from authz.store.writer import StoreWriter
 
 _SERVICES = ("envoy.service.accesslog.v3.AccessLogService", "authz.v1.RecordStream")
 _GRACE_SECONDS = 2
@@ -37,13 +39,14 @@ logger = structlog.get_logger()
 
 async def serve(config: Config) -> None:
     """Run until SIGTERM. Raises `AuthzError` for what a user can mend."""
-    if config.store is None:
+    store = config.store
+    if store is None:
         raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
     credentials = tls.of_server("receiver", config.receiver)
     directory = config.data_dir
-    client = connect(config.store)
+    client = connect(store)
     if not (directory / "state.json").exists():
-        _migrate(client, config.store)  # a first start says at once what is wrong with the store
+        _migrate(client, store)  # a first start says at once what is wrong with the store
     try:
         journal = Journal(
             directory / "journal",
@@ -59,10 +62,12 @@ async def serve(config: Config) -> None:
     log = Log(directory, journal, signer)
     write_trust(directory / "trust.yaml", [signer])
     committer: Committer[list[Entry]] = Committer(journal, log)
-    sealer = Sealer(config, log, client, committer)
+    owner = Owner(store, log, directory / "journal" / "lock")
     key = _privacy_key(config, log)
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
     intake = Intake(log, committer, resources, key)
+    accounts = _accounts(config.receiver, log, intake)
+    sealer = Sealer(config, log, client, committer, owner, Books(store, log, committer, accounts))
     health = grpc_server.Health(_SERVICES)
     grpc_server.serve_metrics(config.receiver.metrics)
     server = await grpc_server.start(config.receiver.listen, intake.handlers(), health, credentials)
@@ -70,10 +75,15 @@ async def serve(config: Config) -> None:
     await health.set(True)
     logger.info(
         "receiver is up", listen=config.receiver.listen, origin=log.origin,
-        store=name_of(config.store), size=journal.next,
+        store=name_of(store), size=journal.next,
     )  # fmt: skip
     async with grpc_server.until_stopped() as stopped:
-        running = grpc_server.Loops(sealer.run, lambda: _watch(committer, journal, health))
+        running = grpc_server.Loops(
+            owner.run,
+            sealer.run,
+            lambda: _watch(committer, journal, health),
+            lambda: roster.tell(store, committer),
+        )
         try:
             await running.until(stopped)
         finally:
@@ -86,6 +96,7 @@ async def serve(config: Config) -> None:
             await running.cancel()
     # A thread may still be storing a batch: its journal and connection stay open until it is done.
     await asyncio.get_running_loop().shutdown_default_executor()
+    owner.release()
     committer.close()
     journal.close()
     client.disconnect()
@@ -101,79 +112,17 @@ async def _watch(
         await asyncio.sleep(0.5)
 
 
-class Sealer:
-    """Moves what is in the journal into ClickHouse, batch by batch, until told to stop."""
-
-    def __init__(
-        self, config: Config, log: Log, client: Client, committer: Committer[list[Entry]]
-    ) -> None:
-        self._rows = config.receiver.batch_rows
-        self._seconds = config.receiver.batch_seconds
-        self._store = config.store or ""
-        self._log = log
-        self._client = client
-        self._writer = StoreWriter(client, log.origin)
-        self._migrated = False
-        self._running = True
-        self._durable = asyncio.Event()
-        self._durable.set()
-        committer.on_durable.append(self._durable)
-
-    async def run(self) -> None:
-        try:
-            while True:
-                await self._wait_for_batch()
-                await self._store_next()
-        finally:
-            self._running = False
-
-    async def drain(self, seconds: float) -> int:
-        """Wait while `run` stores what is there, at most `seconds`; returns what is left."""
-        until = time.monotonic() + seconds
-        while self._running and self._log.waiting() and time.monotonic() < until:
-            await asyncio.sleep(0.05)
-        return self._log.waiting()
-
-    async def _wait_for_batch(self) -> None:
-        """Until a batch is full, or its oldest record has waited long enough."""
-        while not self._log.waiting():
-            self._durable.clear()
-            if not self._log.waiting():
-                await self._durable.wait()
-        until = time.monotonic() + self._seconds
-        while self._log.waiting() < self._rows and (left := until - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, 0.05))
-
-    async def _store_next(self) -> None:
-        batch = await asyncio.to_thread(self._log.seal, self._rows)
-        if batch is None:
-            return
-        metrics.WAITING.set(self._log.waiting())
-        with metrics.STORE_SECONDS.time():
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(QUERY_ERRORS),
-                wait=wait_exponential(multiplier=0.1, max=5),
-                before_sleep=self._complain,
-            ):
-                with attempt:
-                    await asyncio.to_thread(self._put, batch)
-        await asyncio.to_thread(self._log.finish, batch)
-        metrics.STORED.inc(len(batch.records))
-        metrics.TREE_SIZE.set(self._log.stored.tree.size)
-        metrics.WAITING.set(self._log.waiting())
-
-    def _put(self, batch: Batch) -> None:
-        if not self._migrated:
-            migrations.migrate(self._client)
-            self._migrated = True
-        self._writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
-
-    def _complain(self, state: object) -> None:
-        metrics.STORE_ERRORS.inc()
-        outcome = getattr(state, "outcome", None)
-        error = outcome.exception() if outcome else None
-        text = str(explain(error, self._store)) if isinstance(error, Exception) else ""
-        logger.error("cannot store; the journal holds it", error=text, waiting=self._log.waiting())
+def _accounts(options: Receiver, log: Log, intake: Intake) -> Accounts:
+    return Accounts(
+        log.origin,
+        log.stored.accounted,
+        interval_seconds=options.interval_seconds,
+        grace_seconds=options.grace_seconds,
+        patience_seconds=options.writer_patience_seconds,
+        caught_up=intake.caught_up,
+        under_way=intake.under_way,
+        started_us=time.time_ns() // 1000,
+    )
 
 
 def _migrate(client: Client, url: str) -> None:

@@ -25,6 +25,7 @@ class Accounted:
     def __init__(self, client: Client, origin: str) -> None:
         self._client = client
         self._origin = origin
+        self._origin_value = {"origin": origin}
 
     def search(self, decision_ids: Sequence[str], since_us: int) -> Iterator[Record]:
         """Decisions and accesses with one of the ids: those sealed since shortly before `since_us`,
@@ -68,15 +69,25 @@ class Accounted:
         """The log's own records from index `first` up to `end`."""
         return rows.read(self._client, "audit_log", self._origin, first, end)
 
+    def told(self) -> list[tuple[int, int, int, int]]:
+        """The last intervals that the log tells: first index, end, when the last record was sealed,
+        and how far the log had been counted when it was closed."""
+        query = (
+            "SELECT details FROM audit_log WHERE origin = %(origin)s AND kind = 'notice'"
+            f" AND writer_seq = 0 AND event = 'interval_summary' AND {_LOOK_BACK}"
+            " ORDER BY index DESC LIMIT 100"
+        )
+        found = [orjson.loads(row[0]) for row in self._client.execute(query, self._origin_value)]
+        return [(one["first"], one["end"], one["until"], one["as_of"]) for one in reversed(found)]
+
     def under_way(self) -> list[Record]:
         """Decisions that the log tells as under way, and whose accesses have not come since."""
         told = (
             "SELECT DISTINCT arrayJoin(records) FROM audit_log WHERE origin = %(origin)s"
             f" AND kind = 'notice' AND writer_seq = 0 AND {_LOOK_BACK}"
         )
-        values = {"origin": self._origin}
-        carried = self._ids(told + " AND event IN ('interval_summary', 'under_way')", values)
-        carried -= self._ids(told + " AND event = 'gap' AND rule = 'no_access'", values)
+        carried = self._ids(told + " AND event IN ('interval_summary', 'under_way')")
+        carried -= self._ids(told + " AND event = 'gap' AND rule = 'no_access'")
         if not carried:
             return []
         found = list(self._read("decision_id IN %(ids)s", {"ids": sorted(carried)}))
@@ -97,7 +108,7 @@ class Accounted:
         )
         away: dict[str, int] = {}
         lost: set[str] = set()
-        for event, details, sealed_at in self._client.execute(query, {"origin": self._origin}):
+        for event, details, sealed_at in self._client.execute(query, self._origin_value):
             told = orjson.loads(details)
             if event == "writer_lost":
                 lost.add(told["writer"])
@@ -105,8 +116,8 @@ class Accounted:
                 away.setdefault(told["source"], sealed_at)
         return away, lost
 
-    def _ids(self, query: str, values: dict[str, Any]) -> set[str]:
-        return {row[0] for row in self._client.execute(query, values)}
+    def _ids(self, query: str) -> set[str]:
+        return {row[0] for row in self._client.execute(query, self._origin_value)}
 
     def _read(self, condition: str, values: dict[str, Any], **more: Any) -> Iterable[Record]:
         selected = ", ".join(

@@ -10,6 +10,7 @@ from clickhouse_driver.errors import ErrorCodes, ServerException
 
 from authz.errors import UsageError
 from authz.record import FIELDS
+from authz.store import lease
 
 # Rows are kept in log order: what is verified, exported and inserted comes so, and since `index`
 # grows with time, a range of time is a range of rows. Look-ups go by the skip indexes.
@@ -147,7 +148,12 @@ def _deciders() -> list[str]:
     return _add_columns(3)
 
 
-MIGRATIONS: tuple[Callable[[], list[str]], ...] = (_first, _attachments, _deciders)
+def _leases() -> list[str]:
+    """Who owns which log."""
+    return list(lease.STATEMENTS)
+
+
+MIGRATIONS: tuple[Callable[[], list[str]], ...] = (_first, _attachments, _deciders, _leases)
 VERSION = len(MIGRATIONS)
 
 _VERSIONS = """CREATE TABLE IF NOT EXISTS schema_versions (

@@ -7,7 +7,7 @@ twice: the same row again is harmless.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from clickhouse_driver import Client
 
@@ -18,12 +18,17 @@ from authz.store.client import QUERY_ERRORS
 
 
 class StoreWriter:
-    """Writes one origin's log. Blocking; for one thread. Errors are `client.QUERY_ERRORS`."""
+    """Writes one origin's log. Blocking; for one thread. Errors are `client.QUERY_ERRORS`.
 
-    def __init__(self, client: Client, origin: str) -> None:
+    `check` is called before each statement that adds something, and raises one to prevent it.
+    """
+
+    def __init__(
+        self, client: Client, origin: str, check: Callable[[], None] = lambda: None
+    ) -> None:
         self._client = client
         self._origin = origin
-        self._prefix = f"authz:{origin}:"
+        self._check = check
         self._attempts = itertools.count()
         self._unclear = True  # an earlier process may have left an insert running
 
@@ -38,13 +43,17 @@ class StoreWriter:
         """
         end = first + len(leaves)
         found = attachments.Attachments.of(carried)
-        ids = (f"{self._prefix}{first}-{end}:{number}" for number in self._attempts)
+        ids = (f"{_prefix(self._origin)}{first}-{end}:{number}" for number in self._attempts)
         try:
             if self._unclear:
-                self._stop_running()
+                stop_running(self._client, self._origin)
+            self._check()
             self._put_rows(first, end, leaves, next(ids))
+            self._check()
             attachments.put(self._client, self._origin, found, ids, unclear=self._unclear)
+            self._check()
             self._put_tiles(tiles)
+            self._check()
             self._put_checkpoint(end, note)
             self._read_back(first, end)
             attachments.read_back(self._client, self._origin, found)
@@ -60,13 +69,6 @@ class StoreWriter:
             leaves = [leaf for index, leaf in enumerate(leaves, first) if index not in present]
         if leaves:
             rows.insert(self._client, leaves, query_id)
-
-    def _stop_running(self) -> None:
-        """Make sure no insert of ours is still under way on the server."""
-        self._client.execute(
-            "KILL QUERY WHERE user = currentUser() AND startsWith(query_id, %(prefix)s) SYNC",
-            {"prefix": self._prefix},
-        )
 
     def _put_tiles(self, tiles: Sequence[Tile]) -> None:
         if tiles:
@@ -84,3 +86,15 @@ class StoreWriter:
         present = rows.count(self._client, self._origin, first, end)
         if present != end - first:
             raise OSError(f"{end - first - present} of the rows inserted are not there")
+
+
+def stop_running(client: Client, origin: str) -> None:
+    """Make sure no insert into `origin`'s log is still under way on the server."""
+    client.execute(
+        "KILL QUERY WHERE user = currentUser() AND startsWith(query_id, %(prefix)s) SYNC",
+        {"prefix": _prefix(origin)},
+    )
+
+
+def _prefix(origin: str) -> str:
+    return f"authz:{origin}:"

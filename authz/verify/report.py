@@ -36,6 +36,12 @@ class LogReport:
     findings: list[Finding] = field(default_factory=list)
     more_findings: int = 0
 
+    def add(self, finding: Finding) -> None:
+        if len(self.findings) < MAX_FINDINGS:
+            self.findings.append(finding)
+        else:
+            self.more_findings += 1
+
 
 MAX_FINDINGS = 100
 
@@ -68,6 +74,14 @@ class Report:
     @property
     def verified(self) -> bool:
         return bool(self.logs) and not self.findings
+
+    def log(self, origin: str) -> LogReport:
+        """The log's own; a new one if nothing has been said of it yet."""
+        for log in self.logs:
+            if log.origin == origin:
+                return log
+        self.logs.append(LogReport(origin))
+        return self.logs[-1]
 
     def to_json(self) -> dict[str, Any]:
         content = {"verified": self.verified, "records": self.records} | asdict(self)

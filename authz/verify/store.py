@@ -12,29 +12,36 @@
 6. The tiles above the leaves are compared with those recomputed.
 7. Rows beyond the newest checkpoint must be covered by one within 10 s.
 8. What the records carried along and is still there must be what they name.
+9. What the logs' rosters say of each other must still be so (`authz.verify.roster`), and what
+   their summaries say of each interval (`authz.verify.accounts`).
 
-Rows are streamed; what is held is one chunk and the trees' edges. While that goes on, decisions and
-accesses of all logs are held against each other (`authz.reconcile`).
+Rows are streamed; what is held of each log is one chunk and the trees' edges. While that goes on,
+decisions and accesses of all logs are held against each other (`authz.reconcile`). They go on
+together, by the time their records were sealed, so that a request whose decision is in one log and
+whose access is in another is held for as long as the two are apart, and no longer.
 """
 
 import base64
+import contextlib
+import heapq
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from clickhouse_driver import Client
 
 from authz.ledger import TILE_WIDTH, Checkpoint, NoteError, Tree, leaf_hash, open_note
-from authz.reconcile import Reconciler
 from authz.record import Record, canonical
 from authz.record import text as as_text
 from authz.store import rows
 from authz.trust import TrustedLog
+from authz.verify.accounts import Accounts, read_summaries
 from authz.verify.attachments import Attachments
 from authz.verify.chains import Chains
-from authz.verify.report import MAX_FINDINGS, Finding, LogReport, Report
+from authz.verify.report import Finding, LogReport, Report
+from authz.verify.roster import Rosters
 
 _CHUNK = 64 * TILE_WIDTH
 _UNSEALED_SECONDS = 10
@@ -61,23 +68,34 @@ def verify_store(
     """
     begun = time.monotonic()
     report = Report()
-    reconciler = Reconciler()
+    accounts = Accounts({log.origin: read_summaries(client, log.origin) for log in logs})
     accepted = {} if state is None else state
-    checks = [_LogCheck(client, log, accepted.get(log.origin), reconciler) for log in logs]
-    total = sum(check.begin() for check in checks)
-    done = 0
-    for check in checks:
-        for count in check.run():
-            done += count
+    chunk = max(_CHUNK // len(logs) // TILE_WIDTH, 1) * TILE_WIDTH
+    checks = [_LogCheck(client, log, accepted.get(log.origin), chunk) for log in logs]
+    done, total = 0, sum(check.begin() for check in checks)
+    known = {check.log.origin: check for check in checks}
+    rosters = Rosters({name: (check.log.keys, check.roots) for name, check in known.items()})
+    running = heapq.merge(*(check.run() for check in checks), key=itemgetter(0))
+    for done, (_, origin, record) in enumerate(running, 1):
+        for text in accounts.add(record, origin):
+            index = int(record.get("index", 0))  # type: ignore[arg-type]
+            known[origin].report.add(Finding("interval", origin, index, index, text))
+        rosters.add(record, origin)
+        if done % _CHUNK == 0:
             progress(done, total)
-        report.logs.append(check.report)
-        if not check.report.findings:
-            accepted[check.report.origin] = {"size": check.report.size, "root": check.report.root}
-    report.logs.extend(_unknown_logs(client, logs))
-    tally = reconciler.finish()
+    progress(done, total)
+    report.logs += [check.report for check in checks]
+    report.logs += _unknown_logs(client, logs)
+    for finding in rosters.findings(lambda origin: known[origin].roots_now()):
+        report.log(finding.origin).add(finding)
+    for log in report.logs:
+        if not log.findings:
+            accepted[log.origin] = {"size": log.size, "root": log.root}
+    tally = accounts.finish()
     for name in _TALLIED:
         setattr(report, name, getattr(tally, name))
-    report.gaps = dict(Counter(gap.kind for gap in tally.gaps))
+    report.matched += tally.matched_late + tally.matched_elsewhere
+    report.gaps = tally.kinds
     report.seconds = time.monotonic() - begun
     return report
 
@@ -99,7 +117,7 @@ class _LogCheck:
     client: Client
     log: TrustedLog
     accepted: dict[str, Any] | None
-    reconciler: Reconciler
+    chunk: int
     report: LogReport = field(init=False)
     roots: dict[int, bytes] = field(default_factory=dict)
     chains: Chains = field(default_factory=Chains)
@@ -119,13 +137,9 @@ class _LogCheck:
         """Step 1; returns how many records there are to check."""
         for size, note in self._checkpoints():
             try:
-                text, _ = open_note(as_text(note, 65_536), self.log.keys)
-                checkpoint = Checkpoint.parse(text)
+                checkpoint = self._opened(size, note)
             except NoteError as error:
-                self._find("signature", -1, -1, f"the checkpoint of size {size}: {error}")
-                continue
-            if checkpoint.origin != self.log.origin or checkpoint.size != size:
-                self._find("signature", -1, -1, f"the checkpoint of size {size} is another's")
+                self._find("signature", -1, -1, f"the checkpoint of size {size}{error}")
                 continue
             if self.roots.setdefault(size, checkpoint.root) != checkpoint.root:
                 self._find("fork", -1, -1, f"two different roots were signed for size {size}")
@@ -138,6 +152,26 @@ class _LogCheck:
         if self.accepted:
             self._expect(self.accepted)
         return self.report.size
+
+    def roots_now(self) -> dict[int, bytes]:
+        """The roots by size, those signed since step 1 as well."""
+        query = "SELECT size, note FROM checkpoints WHERE origin = %(origin)s AND size > %(size)s"
+        values = {"origin": self.log.origin, "size": self.report.size}
+        roots = dict(self.roots)
+        for size, note in self.client.execute(query, values):
+            with contextlib.suppress(NoteError):
+                roots[size] = self._opened(size, note).root
+        return roots
+
+    def _opened(self, size: int, note: str | bytes) -> Checkpoint:
+        """The checkpoint in a row. Raises `NoteError`, worded to go on from "size N"."""
+        try:
+            checkpoint = Checkpoint.parse(open_note(as_text(note, 65_536), self.log.keys)[0])
+        except NoteError as error:
+            raise NoteError(f": {error}") from None
+        if (checkpoint.origin, checkpoint.size) != (self.log.origin, size):
+            raise NoteError(" is another's")
+        return checkpoint
 
     def _checkpoints(self) -> list[tuple[int, str | bytes]]:
         """All of the log's; a log whose first rows are only just there gets its first soon."""
@@ -160,23 +194,23 @@ class _LogCheck:
         elif self.roots.setdefault(size, root) != root:
             self._find("fork", -1, -1, f"size {size} was accepted before with another root")
 
-    def run(self) -> Iterator[int]:
-        """Steps 2 to 8; yields how many more records are done."""
+    def run(self) -> Iterator[tuple[int, str, Record]]:
+        """Steps 2 to 8; yields each record that can be one, with the time that the log has come to
+        (which does not go back, whatever the record says) and the log's name."""
         size = self.report.size
-        for first in range(0, size, _CHUNK):
-            end = min(first + _CHUNK, size)
-            self._chunk(first, end)
-            yield end - first
+        for first in range(0, size, self.chunk):
+            yield from self._chunk(first, min(first + self.chunk, size))
         self._upper_tiles()
         self._unsealed()
         for index, text in self.attachments.policies():
             self._find("policy_text", index, index, text)
         self.report.writers = len(self.chains)
 
-    def _chunk(self, first: int, end: int) -> None:
+    def _chunk(self, first: int, end: int) -> Iterator[tuple[int, str, Record]]:
         told: list[bytes | None] = [None] * (end - first)
-        for record in rows.read(self.client, "audit_log", self.log.origin, first, end, _CHUNK):
-            self._record(record, first, told)
+        for record in rows.read(self.client, "audit_log", self.log.origin, first, end, self.chunk):
+            if self._record(record, first, told):
+                yield self.sealed_at, self.log.origin, record
         tiles = self._leaf_tiles(first, end)
         missing = [first + place for place, value in enumerate(told) if value is None]
         for begin, last in _runs(missing):
@@ -191,7 +225,8 @@ class _LogCheck:
         for index, text in self.attachments.sealed(first, end):
             self._find("sealed_original", index, index, text)
 
-    def _record(self, record: Record, first: int, told: list[bytes | None]) -> None:
+    def _record(self, record: Record, first: int, told: list[bytes | None]) -> bool:
+        """Whether it can be a record, and is the first at its place."""
         index = record.get("index", 0)
         assert isinstance(index, int)
         try:
@@ -202,18 +237,19 @@ class _LogCheck:
             self.report.doubles += 1
             if told[index - first] != value:
                 self._find("conflict", index, index, "two different records claim this place")
-            return
+            return False
         told[index - first] = value
         sealed_at = record.get("sealed_at", 0)
         assert isinstance(sealed_at, int)
         if sealed_at < self.sealed_at:
             self._find("order", index, index, "was sealed before the record in front of it")
         self.sealed_at = max(self.sealed_at, sealed_at)
-        if value != _NO_LEAF:
-            for kind, text in self.chains.check(record):
-                self._find(kind, index, index, text)
-            self.reconciler.add(record)
-            self.attachments.add(record, index)
+        if value == _NO_LEAF:
+            return False
+        for kind, text in self.chains.check(record):
+            self._find(kind, index, index, text)
+        self.attachments.add(record, index)
+        return True
 
     def _leaf_tiles(self, first: int, end: int) -> list[bytes | None]:
         """The leaf hashes in the log's tiles; None where there is no tile."""
@@ -318,10 +354,7 @@ class _LogCheck:
             time.sleep(0.5)
 
     def _find(self, kind: str, first: int, last: int, text: str) -> None:
-        if len(self.report.findings) < MAX_FINDINGS:
-            self.report.findings.append(Finding(kind, self.log.origin, first, last, text))
-        else:
-            self.report.more_findings += 1
+        self.report.add(Finding(kind, self.log.origin, first, last, text))
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

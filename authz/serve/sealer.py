@@ -1,0 +1,102 @@
+"""From the journal into ClickHouse."""
+
+import asyncio
+import time
+
+import structlog
+from clickhouse_driver import Client
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
+
+from authz.config import Config
+from authz.journal.commit import Committer
+from authz.receiver import metrics
+from authz.receiver.sequence import Batch, Log
+from authz.record import Entry
+from authz.serve.books import Books
+from authz.serve.owner import Owner
+from authz.store.client import QUERY_ERRORS, explain
+from authz.store.writer import StoreWriter
+
+_IDLE_SECONDS = 1
+
+logger = structlog.get_logger()
+
+
+class Sealer:
+    """Moves what is in the journal into ClickHouse, batch by batch, until told to stop."""
+
+    def __init__(
+        self, config: Config, log: Log, client: Client, committer: Committer[list[Entry]],
+        owner: Owner, books: Books,
+    ) -> None:  # fmt: skip
+        self._rows = config.receiver.batch_rows
+        self._seconds = config.receiver.batch_seconds
+        self._store = config.store or ""
+        self._log = log
+        self._writer = StoreWriter(client, log.origin, owner.check)
+        self._owner = owner
+        self._books = books
+        self._running = True
+        self._durable = asyncio.Event()
+        self._durable.set()
+        committer.on_durable.append(self._durable)
+
+    async def run(self) -> None:
+        try:
+            while True:
+                batch = await self._store_next() if await self._wait_for_batch() else None
+                await self._books.keep(batch)
+        finally:
+            self._running = False
+
+    async def drain(self, seconds: float) -> int:
+        """Wait while `run` stores what is there, at most `seconds`; returns what is left."""
+        until = time.monotonic() + seconds
+        while self._running and self._log.waiting() and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        return self._log.waiting()
+
+    async def _wait_for_batch(self) -> bool:
+        """Until a batch is full, or its oldest record has waited long enough; false if there is
+        none for a while."""
+        self._durable.clear()
+        if not self._log.waiting():
+            try:
+                await asyncio.wait_for(self._durable.wait(), _IDLE_SECONDS)
+            except TimeoutError:
+                return False
+        until = time.monotonic() + self._seconds
+        while self._log.waiting() < self._rows and (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.05))
+        return True
+
+    async def _store_next(self) -> Batch | None:
+        await self._owner.held()  # it has also migrated
+        batch = await asyncio.to_thread(self._log.seal, self._rows)
+        if batch is None:
+            return None
+        metrics.WAITING.set(self._log.waiting())
+        with metrics.STORE_SECONDS.time():
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(QUERY_ERRORS),
+                wait=wait_exponential(multiplier=0.1, max=5),
+                before_sleep=self._complain,
+            ):
+                with attempt:
+                    await self._owner.held()
+                    await asyncio.to_thread(self._put, batch)
+        await asyncio.to_thread(self._log.finish, batch)
+        metrics.STORED.inc(len(batch.records))
+        metrics.TREE_SIZE.set(self._log.stored.tree.size)
+        metrics.WAITING.set(self._log.waiting())
+        return batch
+
+    def _put(self, batch: Batch) -> None:
+        self._writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
+
+    def _complain(self, state: object) -> None:
+        metrics.STORE_ERRORS.inc()
+        outcome = getattr(state, "outcome", None)
+        error = outcome.exception() if outcome else None
+        text = str(explain(error, self._store)) if isinstance(error, Exception) else ""
+        logger.error("cannot store; the journal holds it", error=text, waiting=self._log.waiting())

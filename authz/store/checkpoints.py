@@ -1,0 +1,55 @@
+"""Reading checkpoints: of all logs, for the roster; of one's own, before anything is added."""
+
+from collections.abc import Iterable
+
+from clickhouse_driver import Client
+
+from authz.ledger import Checkpoint, NoteError, Verifier, open_note
+from authz.record import text
+
+_ORIGINS = "SELECT DISTINCT origin FROM checkpoints ORDER BY origin"
+_NEWEST = (
+    "SELECT size, note FROM checkpoints WHERE origin = %(origin)s"
+    " ORDER BY origin DESC, size DESC LIMIT 1"
+)
+_FROM = "SELECT note FROM checkpoints WHERE origin = %(origin)s AND size >= %(size)s"
+_ROWS = (
+    "SELECT min(index), max(index), count() FROM audit_log"
+    " WHERE origin = %(origin)s AND index >= %(size)s"
+)
+_NOTE_CAP = 65_536
+
+
+def newest(client: Client) -> list[tuple[str, int, str]]:
+    """Of each log its newest checkpoint: origin, size and note, as the rows have them."""
+    found = []
+    for (origin,) in client.execute(_ORIGINS):
+        for size, note in client.execute(_NEWEST, {"origin": origin}):
+            found.append((text(origin, 1024), size, text(note, _NOTE_CAP)))
+    return found
+
+
+def foreign(client: Client, sealed: Checkpoint, key: Verifier) -> str:
+    """What the database holds of our own log that we never sealed, in words; empty if nothing.
+
+    `sealed` is the newest checkpoint we signed: what is stored reaches at most up to it.
+    """
+    values = {"origin": sealed.origin, "size": sealed.size}
+    [(first, last, count)] = client.execute(_ROWS, values)
+    if count:
+        return f"rows {first} to {last}, and {sealed.size} records are sealed here"
+    for checkpoint in _signed(client.execute(_FROM, values), key):
+        if checkpoint.size > sealed.size:
+            return f"a checkpoint over {checkpoint.size} records, and {sealed.size} are sealed here"
+        if checkpoint.root != sealed.root:
+            return f"another checkpoint over {sealed.size} records"
+    return ""
+
+
+def _signed(rows: Iterable[tuple[str | bytes]], key: Verifier) -> Iterable[Checkpoint]:
+    """Those that bear our signature: the others tell nothing about who has our key."""
+    for (note,) in rows:
+        try:
+            yield Checkpoint.parse(open_note(text(note, _NOTE_CAP), [key])[0])
+        except NoteError:
+            continue

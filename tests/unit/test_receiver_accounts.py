@@ -1,0 +1,327 @@
+"""A log's account of itself: told once, whatever happens, and as a verifier counts it."""
+
+from random import Random
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from authz.receiver.accounts import Accounts
+from authz.verify.accounts import Accounts as Verified
+
+SECOND = 1_000_000
+LIMITS = {"interval_seconds": 10, "grace_seconds": 5, "patience_seconds": 60}
+
+
+def decision(number, *, allowed=True, **more):
+    record = {"kind": "decision", "decision_id": f"d{number}", "enforced": True, "writer": "w",
+              "writer_seq": 1, "request_id": f"r{number}"}  # fmt: skip
+    return record | ({"allowed": True} if allowed else {}) | more
+
+
+def access(number, *, allowed=True, **more):
+    record = decision(number, allowed=allowed) | {"kind": "access", "writer": "envoy:e"}
+    del record["writer_seq"]
+    return record | ({"upstream": "10.0.0.1:80"} if allowed else {}) | more
+
+
+def ended(number):
+    record = access(number, allowed=False)
+    del record["decision_id"]
+    return record
+
+
+class Database:
+    """What ClickHouse would answer, from the records themselves."""
+
+    def __init__(self, logs):
+        self.logs = logs
+
+    def search(self, decision_ids, since_us):
+        ids = set(decision_ids)
+        return [
+            record
+            for log in self.logs.values()
+            for record in log
+            if record["kind"] in ("decision", "access") and record.get("decision_id") in ids
+        ]
+
+    def newest(self, writers):
+        return {}
+
+
+class Log:
+    """One receiver's log, told and counted as time goes on."""
+
+    def __init__(self, origin="a", logs=None):
+        self.origin = origin
+        self.records = []
+        self.now = 100 * SECOND
+        self.logs = {} if logs is None else logs
+        self.logs[origin] = self.records
+        self.under_way = {}
+        self.start()
+
+    def start(self):
+        """As after a crash: from what the log says."""
+        accounted = max([d["end"] for d in map(orjson.loads, self.summaries())], default=0)
+        self.accounts = Accounts(
+            self.origin, accounted, **LIMITS, under_way=self.under_way, started_us=0
+        )
+        told = [orjson.loads(one) for one in self.summaries()]
+        carried = {one for r in self.notices("interval_summary") for one in r.get("records", [])}
+        carried -= {one for r in self.notices("gap") for one in r.get("records", [])}
+        ended_ = {r.get("decision_id") for r in self.records if r["kind"] == "access"}
+        open_ = [r for r in self.records if r["kind"] == "decision"
+                 and r["decision_id"] in carried - ended_]  # fmt: skip
+        self.accounts.restore(
+            [(d["first"], d["end"], d["until"], d["as_of"]) for d in told], open_, {}, ()
+        )
+        self.accounts.add(self.records[self.accounts.next :])
+
+    def notices(self, event):
+        return [record for record in self.records if record.get("event") == event]
+
+    def summaries(self):
+        return [record["details"] for record in self.notices("interval_summary")]
+
+    def append(self, *records):
+        for told in records:
+            place = {"origin": self.origin, "index": len(self.records), "sealed_at": self.now}
+            self.records.append({**told, **place})
+            self.accounts.add(self.records[-1:])
+
+    def tick(self, seconds):
+        self.now += int(seconds * SECOND)
+        while told := self.accounts.close(self.now, Database(self.logs)):
+            self.append(*told)
+
+    def told(self):
+        """Gaps and closed gaps by kind, and the sum of the summaries."""
+        gaps, closed, sums = {}, {}, {}
+        for record in self.records:
+            details = orjson.loads(record["details"]) if "details" in record else {}
+            if record.get("event") in ("gap", "gap_closed"):
+                into = gaps if record["event"] == "gap" else closed
+                into[record["rule"]] = into.get(record["rule"], 0) + details["count"]
+            elif record.get("event") == "interval_summary":
+                for name, value in details.items():
+                    if isinstance(value, int):
+                        sums[name] = sums.get(name, 0) + value
+        return gaps, closed, sums
+
+
+def verified(*logs):
+    """What a verifier finds wrong with the summaries, and its own count."""
+    found = Verified({log.origin: log.summaries() for log in logs}, LIMITS["grace_seconds"])
+    wrong = []
+    merged = sorted((r for log in logs for r in log.records), key=lambda r: r["sealed_at"])
+    for record in merged:
+        wrong += found.add(record, record["origin"])
+    return wrong, found.finish()
+
+
+def test_an_interval_is_told_once():
+    """Requests that all met give one summary that comes out even, and an idle log gives no more."""
+    log = Log()
+    for number in range(5):
+        log.append(decision(number), access(number))
+    for _ in range(100):
+        log.tick(1)
+    assert len(log.records) == 11
+    gaps, _, sums = log.told()
+    assert gaps == {}
+    assert (sums["decisions"], sums["allowed"], sums["matched"], sums["explained"]) == (5, 5, 5, 5)
+    assert (sums["first"], sums["end"]) == (0, 10)
+    assert verified(log)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "records"),
+    [
+        ("no_access", [decision(1)]),
+        ("no_decision", [access(1)]),
+        ("bypass", [ended(1) | {"upstream": "10.0.0.1:80"}]),
+        ("denied_but_reached", [decision(1, allowed=False), access(1)]),
+        ("disagrees", [decision(1, subject="ann"), access(1, subject="ben")]),
+        ("repeated", [decision(1), access(1), access(1)]),
+    ],
+)
+def test_each_gap_is_told(kind, records):
+    """What does not add up is a notice of its kind, after the grace time and not before."""
+    log = Log()
+    log.append(*records)
+    log.tick(14)
+    assert log.told()[0] == {}
+    log.tick(2)
+    assert log.told()[0] == {kind: 1}
+    [gap] = log.notices("gap")
+    assert gap["records"] == [records[-1].get("decision_id", "a/0")]
+    wrong, tally = verified(log)
+    assert wrong == []
+    log.tick(1000)
+    assert log.told()[0] == {kind: 1}
+    if kind != "no_access":
+        assert tally.kinds == {kind: 1}
+
+
+def test_late_access_closes_its_gap():
+    """An access that comes after its gap was told closes it; both facts are in the log."""
+    log = Log()
+    log.append(decision(1))
+    log.tick(20)
+    assert log.told()[:2] == ({"no_access": 1}, {})
+    log.append(access(1))
+    log.tick(20)
+    assert log.told()[:2] == ({"no_access": 1}, {"no_access": 1})
+    assert verified(log)[0] == []
+    assert verified(log)[1].kinds == {}
+
+
+def test_late_decision_closes_its_gap():
+    """The same for a decision that its writer kept for long."""
+    log = Log()
+    log.append(access(1))
+    log.tick(20)
+    log.append(decision(1))
+    log.tick(20)
+    assert log.told()[:2] == ({"no_decision": 1}, {"no_decision": 1})
+    assert verified(log)[0] == []
+
+
+def test_two_logs():
+    """Decisions in one log and accesses in the other are no gaps, and each says so."""
+    logs = {}
+    one, two = Log("a", logs), Log("b", logs)
+    for number in range(5):
+        one.append(decision(number))
+        two.append(access(number))
+    for log in (one, two):
+        log.tick(20)
+    assert one.told()[0] == two.told()[0] == {}
+    assert one.told()[2]["matched_elsewhere"] == 5
+    assert two.told()[2]["explained_elsewhere"] == 5
+    wrong, tally = verified(one, two)
+    assert wrong == []
+    assert (tally.matched_elsewhere, tally.kinds, tally.pending) == (5, {}, 0)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_long_requests(restarted):
+    """A request that Envoy says to be running is no gap, however long and over a restart; one that
+    it no longer speaks of is."""
+    log = Log()
+    log.append(decision(1), decision(2))
+    for second in range(100):
+        log.under_way["d1"] = log.now
+        if second < 50:
+            log.under_way["d2"] = log.now
+        log.tick(1)
+        if restarted and second == 30:
+            log.start()
+    assert log.told()[0] in ({}, {"no_access": 1})
+    assert log.told()[2]["open"] == 2
+    log.append(access(1), access(7), decision(7))
+    log.tick(20)
+    gaps, closed, _ = log.told()
+    assert (gaps, closed) == ({"no_access": 1}, {})
+    wrong, tally = verified(log)
+    assert wrong == []
+    assert tally.kinds == {"no_access": 1}
+
+
+def test_a_writer_that_is_away_and_lost():
+    """Accesses of a writer that has not come so far are not bypasses; when it stays away, it is
+    told as lost, once."""
+    log = Log()
+    at = (log.now // 1000).to_bytes(6).hex()
+    ids = [f"{at[:8]}-{at[8:]}-7000-8000-00000000000{n}" for n in range(3)]
+    log.append(decision(1, time=log.now - SECOND), access(1))
+    for one in ids:
+        log.append(access(1, decision_id=one, decided_by="w"))
+    log.tick(20)
+    assert log.told()[0] == {"writer_away": 3}
+    log.tick(100)
+    log.append(access(1, decision_id=ids[0].replace("7000", "7001"), decided_by="w"))
+    log.tick(20)
+    assert log.told()[0] == {"writer_away": 3, "writer_lost": 1}
+    [lost] = log.notices("writer_lost")
+    assert orjson.loads(lost["details"])["writer"] == "w"
+    assert verified(log)[0] == []
+    assert verified(log)[1].kinds == {"writer_lost": 4}
+
+
+def traffic(random, log, restarts):
+    """Some time of a log's life, with every disturbance."""
+    late, number = [], 0
+    for _ in range(random.randint(1, 60)):
+        for _ in range(random.randint(0, 4)):
+            number += 1
+            allowed = random.random() < 0.8
+            ids = {"request_id": f"r{random.randint(0, 5)}"} if random.random() < 0.3 else {}
+            both = [
+                decision(number, allowed=allowed, **ids),
+                access(number, allowed=allowed, **ids),
+            ]
+            kind = random.random()
+            if kind < 0.1:
+                both = both[:1]
+            elif kind < 0.2:
+                both = [both[0], ended(number) | ids]
+            elif kind < 0.25:
+                both = both[1:]
+            elif kind < 0.3:
+                both.insert(1, {**both[0], "allowed": False, "reason_code": "client_gone"})
+                del both[1]["allowed"]
+            elif kind < 0.35:
+                log.under_way[f"d{number}"] = log.now
+            if random.random() < 0.3:
+                random.shuffle(both)
+            for record in both:
+                if random.random() < 0.6:
+                    log.append(record)
+                else:
+                    late.append((log.now + random.randint(0, 30) * SECOND, record))
+        log.tick(random.choice((0, 0.5, 1, 3, 12)))
+        for due, record in [one for one in late if one[0] <= log.now]:
+            late.remove((due, record))
+            log.append(record)
+        if restarts and random.random() < 0.15:
+            log.start()
+    for _, record in late:
+        log.append(record)
+    for _ in range(60):
+        log.tick(1)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(0, 2**32), st.booleans())
+def test_summaries_are_what_a_verifier_counts(seed, restarts):
+    """Whatever the traffic, the disturbance and the restarts: every summary is what a verifier
+    counts over the same records, intervals follow each other, and no decision is left out."""
+    log = Log()
+    traffic(Random(seed), log, restarts)
+    wrong, tally = verified(log)
+    assert wrong == []
+    sums = log.told()[2]
+    if log.summaries():
+        assert sums["decisions"] == tally.decisions
+        assert sums["accesses"] == tally.accesses
+    assert tally.pending == 0 or log.under_way
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32), st.data())
+def test_a_summary_that_lies_is_found(seed, data):
+    """A count that was changed in any summary is told by the verifier."""
+    log = Log()
+    traffic(Random(seed), log, restarts=False)
+    if not log.summaries():
+        return
+    record = data.draw(st.sampled_from(log.notices("interval_summary")))
+    details = orjson.loads(record["details"])
+    name = data.draw(st.sampled_from(["decisions", "allowed", "matched", "accesses", "missing"]))
+    details[name] += 1
+    record["details"] = orjson.dumps(details, option=orjson.OPT_SORT_KEYS).decode()
+    assert verified(log)[0]
