@@ -1,6 +1,7 @@
 """What tests of a running stack share: requests that can be found again, and the count after."""
 
 import asyncio
+import json
 import os
 import secrets
 import time
@@ -216,6 +217,48 @@ def read(stack: Stack) -> Account:
             " GROUP BY what HAVING count() > 1"
         )
         return found
+
+
+ACCOUNTS = {"AUTHZ_RECEIVER__INTERVAL_SECONDS": "2", "AUTHZ_RECEIVER__GRACE_SECONDS": "4"}
+"""For `Tuned(receiver=...)`: the receiver tells its account of itself soon."""
+
+
+@dataclass(slots=True)
+class Told:
+    """What the logs say of themselves. `gaps` and `closed` are counts by kind, `sums` is the sum of
+    all summaries' numbers, `notices` all of these notices' details."""
+
+    gaps: Counter[str] = field(default_factory=Counter)
+    closed: Counter[str] = field(default_factory=Counter)
+    sums: Counter[str] = field(default_factory=Counter)
+    notices: list[dict[str, Any]] = field(default_factory=list)
+
+
+def told(store: str, seconds: float = 60) -> Told:
+    """Wait until every decision and access is in an interval that its log has told, then read."""
+    waiting = (
+        "SELECT count() FROM (SELECT origin, max(index) AS newest FROM audit_log"
+        " WHERE kind IN ('decision', 'access') GROUP BY origin) AS l LEFT JOIN"
+        " (SELECT origin, max(JSONExtractUInt(details, 'end')) AS end FROM notices"
+        " WHERE event = 'interval_summary' GROUP BY origin) AS t USING origin WHERE newest >= end"
+    )
+    until = time.monotonic() + seconds
+    found = Told()
+    with connect(store) as client:
+        while client.execute(waiting) != [(0,)]:
+            assert time.monotonic() < until, "not every interval has been told"
+            time.sleep(0.2)
+        for event, rule, details in client.execute(
+            "SELECT event, rule, details FROM notices WHERE event IN"
+            " ('gap', 'gap_closed', 'writer_lost', 'interval_summary') ORDER BY origin, index"
+        ):
+            values = json.loads(details)
+            found.notices.append({"event": event, **values})
+            if event == "interval_summary":
+                found.sums.update({k: v for k, v in values.items() if isinstance(v, int)})
+            elif event != "writer_lost":
+                (found.gaps if event == "gap" else found.closed)[rule] += values["count"]
+    return found
 
 
 async def settle(stack: Stack) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import pytest
-from live import Account, Answer, Caller, account, edited
+from live import ACCOUNTS, Account, Answer, Caller, Told, Tuned, account, edited, told
 
 from authz.demo.people import Request, plan
 from authz.demo.stack import Stack, running
@@ -85,6 +85,7 @@ class Day:
     refused: list[Answer] = field(default_factory=list)
     paused: list[Answer] = field(default_factory=list)
     found: Account | None = None
+    told: Told | None = None
 
     def count(self, answers: list[Answer]) -> Counter[tuple[int, int]]:
         """How many requests have how many (decisions, accesses)."""
@@ -99,8 +100,11 @@ class Day:
 def day(tmp_path_factory):
     print(f"AUTHZ_TEST_SEED={SEED}")
     directory = tmp_path_factory.mktemp("day")
-    with running(Stack(directory, bootstrap=BOOTSTRAP), lambda _: None) as stack:
+    stack = Tuned(directory, bootstrap=BOOTSTRAP, receiver=ACCOUNTS)
+    with running(stack, lambda _: None):
         day = asyncio.run(live_through(stack, Random(SEED)))
+        account(stack)
+        day.told = told(stack.store)
         day.found = account(stack)
         yield day
 
@@ -195,6 +199,20 @@ def test_nothing_is_amiss(day):
     assert report.pending == 0, report
     assert not day.found.doubled
     assert day.found.invented == 0
+
+
+def test_nothing_is_told_as_a_gap(day):
+    """The log's own account comes out even: no gap was ever told, and its summaries add up to what
+    there is."""
+    told = day.told
+    assert (told.gaps, told.closed) == ({}, {})
+    report = day.found.report
+    assert 0 < told.sums["decisions"] <= report.decisions
+    assert (
+        told.sums["matched"] + told.sums["unanswered"] + told.sums["unseen"]
+        == (told.sums["decisions"])
+    )
+    assert told.sums["unexplained"] == told.sums["missing"] == 0
 
 
 def test_totals(day):

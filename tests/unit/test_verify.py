@@ -466,7 +466,7 @@ def test_unsealed_rows(client, index):
 def test_rows_sealed_meanwhile(client):
     """Rows that are covered while verification runs are a receiver at work."""
     put(client, [{"origin": ORIGIN, "index": SIZE, "kind": "decision"}])
-    checks = verify._LogCheck(client, TRUST[0], None, verify.Reconciler())
+    checks = verify._LogCheck(client, TRUST[0], None, verify._CHUNK)
     checks.begin()
     checkpoint(client, SIZE + 1, bytes(32))
     checks._unsealed()
