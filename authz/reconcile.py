@@ -10,8 +10,9 @@ looked for elsewhere: by the receiver in the database, by a verifier in `Rest`.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
@@ -105,6 +106,9 @@ COUNTS = (
 )  # fmt: skip
 
 
+_SAID = tuple(name for name in DECIDED if name not in ("roles", "patients"))
+
+
 @dataclass(slots=True, eq=False)
 class Half:
     """A decision or an access, as far as the other half must fit."""
@@ -127,27 +131,21 @@ Halves = dict[str, Half]  # by decision id
 
 
 def half_of(record: Record, tally: Tally) -> Half:
-    index, sealed_at = record.get("index", 0), record.get("sealed_at", 0)
-    assert isinstance(index, int)
-    assert isinstance(sealed_at, int)
+    """Of a record whose values are of their fields' types."""
+    get: Callable[..., Any] = record.get
     return Half(
         tally,
-        str(record.get("origin", "")),
-        index,
-        sealed_at,
-        str(record.get("writer", "")),
-        bool(record.get("allowed", False)),
-        bool(record.get("enforced", False)),
-        bool(record.get("upstream")),
-        str(record.get("request_id", "")),
-        str(record.get("decided_by", "")),
-        _said(record),
+        get("origin", ""),
+        get("index", 0),
+        get("sealed_at", 0),
+        get("writer", ""),
+        get("allowed", False),
+        get("enforced", False),
+        "upstream" in record,
+        get("request_id", ""),
+        get("decided_by", ""),
+        hash((*map(get, _SAID), *get("roles", ()), None, *get("patients", ()))),
     )
-
-
-def _said(record: Record) -> int:
-    values = map(record.get, DECIDED)
-    return hash(tuple([tuple(v) if v.__class__ is list else v for v in values]))
 
 
 def judge(decision_id: str, decided: Half, access: Half) -> Gap | None:

@@ -1,7 +1,6 @@
 """The composition root of ``authz serve ext-authz``."""
 
 import asyncio
-import gc
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -33,7 +32,6 @@ _SERVICE = METHOD.split("/")[1]
 _GRACE_SECONDS = 5
 _DRAIN_SECONDS = 10
 _WATCH_SECONDS = 0.5
-_COLLECT_AFTER = 50_000  # objects
 
 logger = structlog.get_logger()
 
@@ -78,7 +76,7 @@ async def serve(given: Config) -> None:
         if options.worker == 0:
             loops.append(lambda: _adopt(given, key.id, blocks))
     _tell(options, engine)
-    _spare_collections()
+    grpc_server.spare_collections()
     async with grpc_server.until_stopped() as stopped:
         running = grpc_server.Loops(*loops)
         try:
@@ -118,13 +116,6 @@ def _tell(options: ExtAuthz, engine: Engine) -> None:
     if options.dry_run:
         logger.warning("DRY RUN: every request is allowed; decisions are recorded, not enforced")
     logger.info("ext-authz is up", listen=options.listen, policy_revision=engine.revision)
-
-
-def _spare_collections() -> None:
-    """What lives as long as the process need not be looked through again; and a batch of Checks
-    makes thousands of objects that are free without a collection."""
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, 20, 20)
 
 
 async def _adopt(config: Config, privacy_key_id: str, blocks: Blocks) -> None:

@@ -72,6 +72,7 @@ async def serve(config: Config) -> None:
     grpc_server.serve_metrics(config.receiver.metrics)
     server = await grpc_server.start(config.receiver.listen, intake.handlers(), health, credentials)
     await _tell_start(committer, log, journal)
+    grpc_server.spare_collections()
     await health.set(True)
     logger.info(
         "receiver is up", listen=config.receiver.listen, origin=log.origin,
