@@ -418,22 +418,26 @@ class Rest:
             self.tally.find(gap)
 
     def finish(self, newest: int, writers: "Writers", open_ids: Iterable[str] = ()) -> Tally:
-        """What is unmatched since longer than the grace time before `newest` is a gap, the rest is
-        pending; so is what the log says to be under way still (`open_ids`)."""
+        """What is unmatched is a gap if its tally is closed, or the grace time before `newest` is
+        over; the rest is pending, and so is what is under way still (`open_ids`)."""
         under_way = set(open_ids)
         for decision_id, half in self._decided.items():
             if not half.allowed:
                 continue  # denied: that Envoy's entry is missing lets nobody at anything
-            if half.sealed_at > newest - self._grace or decision_id in under_way:
+            if decision_id in under_way or self._may_come(half, newest):
                 self.tally.pending += 1
             else:
                 self.tally.find(Gap("no_access", half.origin, half.index, half.source, decision_id))
         for decision_id, half in self._accessed.items():
-            if half.sealed_at > newest - self._grace:
+            if self._may_come(half, newest):
                 self.tally.pending += 1
             else:
                 self.tally.find(writers.gap(decision_id, half))
         return self.tally
+
+    def _may_come(self, half: Half, newest: int) -> bool:
+        """Whether its other half is not overdue."""
+        return not half.tally.closed and half.sealed_at > newest - self._grace
 
 
 class Writers:
