@@ -39,17 +39,28 @@ async def serve(config: Config) -> None:
     """Run until SIGTERM. Raises `AuthzError` for what a user can mend."""
     if config.store is None:
         raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    if config.journal.durability == "receiver":
+        raise UsageError(
+            "journal.durability: receiver is for ext-authz; what it waits for is that the receiver"
+            " syncs its own disk: set fsync here (AUTHZ_JOURNAL__DURABILITY=fsync)"
+        )
     credentials = tls.of_server("receiver", config.receiver)
     directory = config.data_dir
     client = connect(config.store)
     if not (directory / "state.json").exists():
         _migrate(client, config.store)  # a first start says at once what is wrong with the store
+    synced = config.journal.durability == "fsync"
+    if not synced:
+        logger.warning(
+            "journal.durability: os: what is acknowledged may be lost with this machine, also what"
+            " writers have forgotten by then; writers with durability: receiver are turned away"
+        )
     try:
         journal = Journal(
             directory / "journal",
             start=0,
             max_bytes=config.journal.max_bytes,
-            sync=config.journal.durability == "fsync",
+            sync=synced,
         )
     except OSError as error:
         raise UsageError(
@@ -62,7 +73,7 @@ async def serve(config: Config) -> None:
     sealer = Sealer(config, log, client, committer)
     key = _privacy_key(config, log)
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
-    intake = Intake(log, committer, resources, key)
+    intake = Intake(log, committer, resources, key, synced=synced)
     health = grpc_server.Health(_SERVICES)
     grpc_server.serve_metrics(config.receiver.metrics)
     server = await grpc_server.start(config.receiver.listen, intake.handlers(), health, credentials)
