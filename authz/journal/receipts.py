@@ -1,14 +1,15 @@
 """What an answer waits for with `durability: receiver`: that the receiver has it on its disk.
 
-A record goes these ways, each before the next:
+A record goes these steps, each before the next:
 
-1. It is written to this writer's own journal, without a sync. That is what is sent again after a
-   cut, or a restart of this process or of the receiver; it need not outlive the machine.
+1. It is in this writer's own journal, synced: what is sent again after a cut, or a restart of
+   either side. The promise does not need the sync; the chain does. Were the receiver ahead of a
+   journal whose end went with the power, this writer could not go on from there.
 2. It is sent, at once. What is written while others are under way goes along together.
 3. The receiver acknowledges it. Whoever waits goes on. Only now has anybody been told.
 
-A crash of this process between 1 and 3 leaves a record that nobody was told of; the next start
-sends it. If the disk is gone as well, so is the record. A crash after 3 loses nothing.
+A crash between 1 and 3 leaves a record that nobody was told of; the next start sends it. If the
+disk is gone as well, so is the record, and a new writer begins. A crash after 3 loses nothing.
 """
 
 import threading

@@ -31,7 +31,7 @@ class Writer:
             self.journal = Journal(
                 directory / "journal",
                 max_bytes=config.journal.max_bytes,
-                sync=config.journal.durability == "fsync",
+                sync=config.journal.durability != "os",
             )
             self._identity = load_identity(directory / "writer.json")
         except OSError as error:

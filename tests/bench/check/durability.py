@@ -2,8 +2,8 @@
 
     python -m tests.bench.check.durability [--checks N] [--rounds N]
 
-All send to one receiver, which syncs its own disk and stores in ClickHouse. CPU is ext-authz's own:
-neither OPA's nor the receiver's.
+All send to one receiver, which syncs its own disk and stores in ClickHouse. `receiver, in memory`
+has the journal of ext-authz in a tmpfs. CPU is ext-authz's own: neither OPA's nor the receiver's.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from tests.bench.check import parts
 from tests.bench.check.load import cpu_per_check, through_envoy
 from tests.bench.check.parts import Served
 
-_KINDS = ("fsync", "receiver", "os")
+_MEMORY = Path("/dev/shm")
+_KINDS = ("fsync", "receiver", "receiver, in memory", "os")
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,11 @@ _NAMED = {
 }
 
 
-def measure(work: Path, receiver: str, durability: str, checks: int) -> Figures:
+def measure(work: Path, receiver: str, kind: str, checks: int) -> Figures:
+    durability, _, memory = kind.partition(", ")
     with (
-        parts.authz(work, durability=durability, receiver=receiver) as served,
+        tempfile.TemporaryDirectory(dir=_MEMORY if memory else work) as data,
+        parts.authz(work, durability=durability, receiver=receiver, data=Path(data)) as served,
         parts.envoy(work, served) as port,
     ):
         alone = Served(served.name, served.ports, served.processes[1:])

@@ -109,8 +109,9 @@ def policy(work: Path) -> Path:
 
 @contextlib.contextmanager
 def authz(
-    work: Path, *, workers: int = 1, durability: str = "fsync", receiver: str = ""
-) -> Iterator[Served]:
+    work: Path, *, workers: int = 1, durability: str = "fsync", receiver: str = "",
+    data: Path | None = None,
+) -> Iterator[Served]:  # fmt: skip
     """authz with an OPA server; a decision is durable, as `durability` says, before its answer."""
     name = f"authz, {workers} workers" if workers > 1 else "authz"
     opa_port, port = free_port(), _free_ports(workers)
@@ -119,7 +120,7 @@ def authz(
     command = [sys.executable, "-m", "authz", "serve", "ext-authz", "--workers", str(workers),
                "--listen", f"127.0.0.1:{port}", "--policy", f"http://127.0.0.1:{opa_port}",
                "--durability", durability,
-               "--data-dir", work / f"data-{port}"]  # fmt: skip
+               "--data-dir", (data or work) / f"data-{port}"]  # fmt: skip
     if receiver:
         command += ["--receiver", receiver, "--privacy-key", work / "privacy.key"]
     with (
