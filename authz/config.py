@@ -146,7 +146,11 @@ class Journal(_Section):
     max_bytes: int = Field(
         4 << 30, ge=1 << 20, description="at this size requests are denied (503)"
     )
-    durability: Literal["fsync", "os"] = Field("fsync", description="what an answer waits for")
+    durability: Literal["fsync", "receiver", "os"] = Field(
+        "fsync",
+        description="what an answer waits for: this disk, the receiver's (ext-authz only), or no"
+        " disk",
+    )
 
 
 class Privacy(_Section):

@@ -39,15 +39,16 @@ async def until(true, seconds=10):
 class Receiver:
     """A receiver without its store, on a socket in `directory`."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, *, synced=True):
         self.directory = directory
+        self.synced = synced
         self.address = f"unix://{directory}/r"
 
     async def __aenter__(self):
         self.journal = Journal(self.directory / "receiver" / "journal", start=0)
         self.log = Log(self.directory / "receiver", self.journal, SIGNER)
         self.committer = Committer(self.journal, self.log)
-        self.intake = Intake(self.log, self.committer, Resources((), ()), None)
+        self.intake = Intake(self.log, self.committer, Resources((), ()), None, synced=self.synced)
         handlers, health = self.intake.handlers(), grpc_server.Health([])
         self.server = await grpc_server.start(self.address, handlers, health)
         return self

@@ -11,7 +11,7 @@ import typer
 
 from authz import config
 from authz.cli.app import ConfigFile, DataDir, Json, Store, app, given, run
-from authz.errors import UnavailableError
+from authz.errors import UnavailableError, UsageError
 from authz.serve import logs
 from authz.serve.workers import NUMBER, supervise
 
@@ -42,7 +42,7 @@ def ext_authz(
     metrics: Metrics = None,
     privacy_key: Annotated[str | None, typer.Option(help="Privacy key file.")] = None,
     durability: Annotated[
-        str | None, typer.Option(help="What an answer waits for: fsync or os.")
+        str | None, typer.Option(help="What an answer waits for: fsync, receiver or os.")
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes, each on a port of its own.")
@@ -61,6 +61,11 @@ def ext_authz(
         journal__durability=durability,
     )
     loaded = config.load(file, options)
+    if loaded.journal.durability == "receiver" and not loaded.ext_authz.receiver:
+        raise UsageError(
+            "--durability receiver: there is no receiver whose disk an answer could wait for;"
+            " name it with --receiver (ext_authz.receiver), or choose --durability fsync"
+        )
     logs.configure(dry_run=loaded.ext_authz.dry_run)
     if loaded.ext_authz.workers > 1 and NUMBER not in os.environ:
         supervise(loaded)

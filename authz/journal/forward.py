@@ -16,6 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from authz.errors import UsageError
 from authz.journal.chain import Identity
+from authz.journal.receipts import Receipts
 from authz.journal.segments import Journal
 from authz.v1 import stream_pb2 as pb
 
@@ -35,7 +36,12 @@ CHANNEL_OPTIONS = [
 ]
 _CUT = (grpc.RpcError, asyncio.InvalidStateError)  # what a write raises when the stream has ended
 _TRANSIENT = (grpc.aio.AioRpcError, TimeoutError, OSError)
-_FOR_GOOD = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.DATA_LOSS)
+_UNFIT = grpc.StatusCode.FAILED_PRECONDITION
+_FOR_GOOD = (_UNFIT, grpc.StatusCode.DATA_LOSS)
+_UNSYNCED = (
+    "it does not sync its disk, so an acknowledgement is worth nothing to durability: receiver;"
+    " set journal.durability: fsync there"
+)
 
 UNSENT = Gauge("authz_writer_unacknowledged", "Records the receiver has not acknowledged")
 CONNECTED = Gauge("authz_writer_connected", "1 while the stream to the receiver is open")
@@ -47,13 +53,15 @@ class Forwarder:
     """Sends everything in `journal` to the receiver that `connect` leads to (with
     `CHANNEL_OPTIONS`), and trims what it has taken.
 
-    `on_blocks` is called (in a thread) with each set of blocks that the receiver sends.
+    `on_blocks` is called (in a thread) with each set of blocks that the receiver sends. `receipts`
+    is told of acknowledgements and cuts; with it, only a receiver that syncs its disk will do.
     """
 
     def __init__(
         self, journal: Journal, identity: Identity, privacy_key_id: str,
         connect: Callable[[], grpc.aio.Channel], durable: asyncio.Event,
         on_blocks: Callable[[pb.Blocks], None] = lambda _: None,
+        receipts: Receipts[Any] | None = None,
     ) -> None:  # fmt: skip
         self._journal = journal
         self._identity = identity
@@ -61,6 +69,7 @@ class Forwarder:
         self._connect = connect
         self._durable = durable
         self._on_blocks = on_blocks
+        self._receipts = receipts
         self.connected = False  # welcomed by the receiver
         self.refusal = ""  # what the receiver said when it refused this writer for good
         self._acked = journal.first - 1
@@ -121,6 +130,8 @@ class Forwarder:
             self._welcome(answer.welcome)
             self.connected, self.refusal = True, ""
             CONNECTED.set(1)
+            if self._receipts:
+                self._receipts.connected()
             sending = asyncio.create_task(self._send(call))
             receiving = asyncio.create_task(self._receive(call))
             try:
@@ -143,6 +154,9 @@ class Forwarder:
         )
 
     def _welcome(self, welcome: pb.Welcome) -> None:
+        if self._receipts and not welcome.synced:
+            empty = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(_UNFIT, empty, empty, _UNSYNCED, None)
         if welcome.taken_seq >= self._journal.next:
             raise UsageError(
                 f"the receiver has this writer's records up to {welcome.taken_seq}, but the journal"
@@ -156,6 +170,8 @@ class Forwarder:
 
     async def _send(self, call: Any) -> None:
         reader = self._journal.reader(self._sent + 1)
+        # Where answers wait, what is written while a batch is under way goes along together.
+        most = 0 if self._receipts else _IN_FLIGHT * _BATCH
         try:
             while True:
                 self._durable.clear()
@@ -166,7 +182,7 @@ class Forwarder:
                     continue
                 self._sent = reader.number - 1
                 await call.write(pb.FromWriter(batch=pb.Batch(first_seq=first, records=records)))
-                while self._sent - self._acked > _IN_FLIGHT * _BATCH:
+                while self._sent - self._acked > most:
                     self._progress.clear()
                     await self._progress.wait()
         finally:
@@ -185,16 +201,21 @@ class Forwarder:
 
     def _ack(self, seq: int) -> None:
         self._acked = max(self._acked, seq)
+        if self._receipts:
+            self._receipts.taken(self._acked)
         self._journal.trim(self._acked + 1)
         UNSENT.set(self.unacknowledged)
         self._progress.set()
 
     def _tell(self, error: Exception) -> None:
         if isinstance(error, grpc.aio.AioRpcError) and error.code() in _FOR_GOOD:
-            self.refusal = error.details() or error.code().name
-            logger.error("the receiver refuses this writer", reason=self.refusal)
+            reason = self.refusal = error.details() or error.code().name
+            logger.error("the receiver refuses this writer", reason=reason)
         else:
+            reason = "no receiver is connected"
             logger.warning("no receiver; the journal holds the records", unsent=self.unacknowledged)
+        if self._receipts:
+            self._receipts.cut(reason)
 
 
 async def _patiently(call: Any, outstanding: Callable[[], bool]) -> AsyncIterator[pb.FromReceiver]:

@@ -20,13 +20,15 @@ _STUCK_SECONDS = 1.0
 class Ticket(Generic[T]):
     """Items that one caller wants on disk, and what became of them."""
 
-    __slots__ = ("awaited", "done", "error", "items")
+    __slots__ = ("awaited", "done", "error", "items", "last")
 
     def __init__(self, items: Sequence[T], *, awaited: bool) -> None:
         self.items = items
         self.awaited = awaited
         self.done = False
         self.error: JournalError | None = None
+        self.last = 0
+        """Once written: the number up to which the journal holds them, and all before."""
 
 
 class GroupCommit(Generic[T]):
@@ -140,7 +142,9 @@ class GroupCommit(Generic[T]):
         except Exception as failure:  # noqa: BLE001 - whatever it was, who waits must know
             error = JournalError(type(failure).__name__)
         self._failed, self._since = error is not None, None
+        last = self._journal.next - 1
         for ticket in tickets:
+            ticket.last = last if ticket.items else 0
             ticket.error = error
             ticket.done = True
             if error is not None and not ticket.awaited:

@@ -43,12 +43,13 @@ class Intake:
 
     def __init__(
         self, log: Log, committer: Committer[list[Entry]], resources: Resources,
-        key: PrivacyKey | None,
+        key: PrivacyKey | None, *, synced: bool = False,
     ) -> None:  # fmt: skip
         self._log = log
         self._committer = committer
         self._resources = resources
         self._key = key
+        self._synced = synced  # what is acknowledged survives the machine
         self._writers: dict[str, asyncio.Lock] = {}
         self._keeping: set[asyncio.Task[None]] = set()
         self._blocks = log.blocks  # as the streams were told last
@@ -147,7 +148,9 @@ class Intake:
                 logger.error("writer refused", writer=hello.writer, reason=reason)
                 await context.abort(grpc.StatusCode.DATA_LOSS, reason)
             with self._connection(hello.writer), self._told() as changed:
-                welcome = pb.Welcome(origin=self._log.origin, taken_seq=place.seq)
+                welcome = pb.Welcome(
+                    origin=self._log.origin, taken_seq=place.seq, synced=self._synced
+                )
                 yield pb.FromReceiver(welcome=welcome)
                 sent = None
                 async with contextlib.aclosing(_incoming(messages, changed)) as incoming:

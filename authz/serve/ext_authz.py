@@ -51,7 +51,7 @@ async def serve(given: Config) -> None:
     tracer = tracing.CheckTracer(tracing.OtlpJson(options.tracing)) if options.tracing else None
     blocks = Blocks.load(config.data_dir / "blocks.json")
     service = CheckService(
-        options, identities, blocks, CachedEngine(engine), writer.committer, key,
+        options, identities, blocks, CachedEngine(engine), writer.receipts or writer.committer, key,
         Resources(config.privacy.fhir_bases, config.privacy.templates),
         seal=_sealer(config), tracer=tracer,
     )  # fmt: skip
@@ -62,7 +62,7 @@ async def serve(given: Config) -> None:
     grpc_server.clear_socket(options.listen)
     server.start(options.listen, credentials)
     writer.start()
-    health.set(serving=True)
+    health.set(serving=not writer.unavailable)
     watch = _Watch(engine, writer, health)
     loops: list[Callable[[], Awaitable[None]]] = [
         identities.watch,
@@ -193,6 +193,7 @@ class _Watch:
         writer = self._writer
         while True:
             JOURNAL_FILL.set(writer.journal.fill)
-            self._health.set(serving=self._decides and not writer.committer.failing)
+            reason = writer.unavailable or ("" if self._decides else "the policy does not answer")
+            self._health.set(serving=not reason, reason=reason)
             await asyncio.to_thread(writer.tell_lost)  # it waits for the disk
             await asyncio.sleep(_WATCH_SECONDS)

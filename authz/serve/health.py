@@ -25,14 +25,15 @@ class CoreHealth:
         check = Unary(self._check)
         return {"/grpc.health.v1.Health/Check": check, "/grpc.health.v1.Health/Watch": self}
 
-    def set(self, *, serving: bool) -> None:
+    def set(self, *, serving: bool, reason: str = "") -> None:
+        """`reason` says why not, for the log."""
         with self._lock:
             if serving == self.serving or self._leaving:
                 return
             self.serving = serving
             for stream, service in self._watching.items():
                 stream.send(self._answer(service))
-        logger.info("health changed", serving=serving)
+        logger.info("health changed", serving=serving, **({"reason": reason} if reason else {}))
 
     def leave(self) -> None:
         """Not serving, for good: the process is about to end."""

@@ -47,17 +47,7 @@ async def serve(config: Config) -> None:
     client = connect(store)
     if not (directory / "state.json").exists():
         _migrate(client, store)  # a first start says at once what is wrong with the store
-    try:
-        journal = Journal(
-            directory / "journal",
-            start=0,
-            max_bytes=config.journal.max_bytes,
-            sync=config.journal.durability == "fsync",
-        )
-    except OSError as error:
-        raise UsageError(
-            f"--data-dir {directory}: {error.strerror}; choose a directory this user may write"
-        ) from None
+    journal = _journal(config)
     signer = load_log_key(directory / "log.key", config.receiver.origin)
     log = Log(directory, journal, signer)
     write_trust(directory / "trust.yaml", [signer])
@@ -65,7 +55,7 @@ async def serve(config: Config) -> None:
     owner = Owner(store, log, directory / "journal" / "lock")
     key = _privacy_key(config, log)
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
-    intake = Intake(log, committer, resources, key)
+    intake = Intake(log, committer, resources, key, synced=config.journal.durability == "fsync")
     accounts = _accounts(config.receiver, log, intake)
     sealer = Sealer(config, log, client, committer, owner, Books(store, log, committer, accounts))
     health = grpc_server.Health(_SERVICES)
@@ -111,6 +101,31 @@ async def _watch(
         metrics.JOURNAL_FILL.set(journal.fill)
         await health.set(not committer.failing)
         await asyncio.sleep(0.5)
+
+
+def _journal(config: Config) -> Journal:
+    if config.journal.durability == "receiver":
+        raise UsageError(
+            "journal.durability: receiver is for ext-authz; what it waits for is that the receiver"
+            " syncs its own disk: set fsync here (AUTHZ_JOURNAL__DURABILITY=fsync)"
+        )
+    synced = config.journal.durability == "fsync"
+    if not synced:
+        logger.warning(
+            "journal.durability: os: what is acknowledged may be lost with this machine, also what"
+            " writers have forgotten by then; writers with durability: receiver are turned away"
+        )
+    try:
+        return Journal(
+            config.data_dir / "journal",
+            start=0,
+            max_bytes=config.journal.max_bytes,
+            sync=synced,
+        )
+    except OSError as error:
+        raise UsageError(
+            f"--data-dir {config.data_dir}: {error.strerror}; choose a directory this user may write"
+        ) from None
 
 
 def _accounts(options: Receiver, log: Log, intake: Intake) -> Accounts:

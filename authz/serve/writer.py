@@ -13,11 +13,12 @@ from authz.errors import UsageError
 from authz.journal.chain import Chain, load_identity, notice
 from authz.journal.forward import Forwarder
 from authz.journal.group import GroupCommit
+from authz.journal.receipts import Receipts
 from authz.journal.segments import Journal, JournalError
 from authz.record import Entry
 from authz.serve import tls
 
-_BELL_SECONDS = 0.02  # records that are durable wait this long for others before they are sent
+_BELL_SECONDS = 0.02  # records that nobody waits for wait this long for others, and are then sent
 
 logger = structlog.get_logger()
 
@@ -31,7 +32,7 @@ class Writer:
             self.journal = Journal(
                 directory / "journal",
                 max_bytes=config.journal.max_bytes,
-                sync=config.journal.durability == "fsync",
+                sync=config.journal.durability != "os",
             )
             self._identity = load_identity(directory / "writer.json")
         except OSError as error:
@@ -40,6 +41,9 @@ class Writer:
             ) from None
         self._chain = Chain(self._identity.writer, self.journal)
         self.committer: GroupCommit[Entry] = GroupCommit(self.journal, self._chain)
+        self.receipts: Receipts[Entry] | None = None
+        if config.journal.durability == "receiver":
+            self.receipts = Receipts(self.committer, config.ext_authz.timeout_ms / 1000)
         self._head_seconds = config.ext_authz.head_seconds
         self._signed = 0
         self._told_lost = 0
@@ -58,11 +62,19 @@ class Writer:
     def forwarder(self, options: ExtAuthz, privacy_key_id: str, blocks: Blocks) -> Forwarder:
         """What sends the journal to the receiver of `options`. Raises `UsageError`."""
         durable = asyncio.Event()
-        self.committer.on_durable = _bell(durable)
+        self.committer.on_durable = _bell(durable, 0 if self.receipts else _BELL_SECONDS)
         connect = tls.to_receiver(options)
         return Forwarder(
-            self.journal, self._identity, privacy_key_id, connect, durable, blocks.replace
-        )
+            self.journal, self._identity, privacy_key_id, connect, durable, blocks.replace,
+            self.receipts,
+        )  # fmt: skip
+
+    @property
+    def unavailable(self) -> str:
+        """Why decisions cannot be recorded now, empty if they can."""
+        if self.committer.failing:
+            return "the journal's disk fails"
+        return self.receipts.unavailable if self.receipts else ""
 
     def close(self) -> None:
         self.committer.close()
@@ -92,8 +104,8 @@ class Writer:
             self._told_lost += lost
 
 
-def _bell(event: asyncio.Event) -> Callable[[], None]:
-    """Something to call from any thread, often, that sets `event` soon after."""
+def _bell(event: asyncio.Event, seconds: float) -> Callable[[], None]:
+    """Something to call from any thread, often, that sets `event` that long after."""
     loop = asyncio.get_running_loop()
     rung = False
 
@@ -101,7 +113,10 @@ def _bell(event: asyncio.Event) -> Callable[[], None]:
         nonlocal rung
         if not rung:
             rung = True
-            loop.call_soon_threadsafe(loop.call_later, _BELL_SECONDS, answer)
+            if seconds:
+                loop.call_soon_threadsafe(loop.call_later, seconds, answer)
+            else:
+                loop.call_soon_threadsafe(answer)
 
     def answer() -> None:
         nonlocal rung

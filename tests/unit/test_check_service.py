@@ -22,6 +22,7 @@ from authz.identity.config import IdentityConfig
 from authz.identity.sources import Identities
 from authz.journal.chain import Chain, split
 from authz.journal.group import GroupCommit
+from authz.journal.receipts import Receipts
 from authz.journal.segments import Journal, JournalError
 from authz.policy.engine import Decisions
 from authz.policy.verdict import UNDEFINED, PolicyError
@@ -110,17 +111,21 @@ class Disk(Journal):
 
 
 class World:
-    """A service and its parts; `watch_deadlines` runs."""
+    """A service and its parts; `watch_deadlines` runs. With `receipts`, answers wait for a
+    receiver, whose part the test plays."""
 
-    def __init__(self, directory, **config):
+    def __init__(self, directory, *, receipts=False, **config):
         self.engine = Engine()
         self.journal = Disk(directory / "journal")
         self.keeper = GroupCommit(self.journal, Chain("w", self.journal))
+        self.receipts = None
+        if receipts:
+            self.receipts = Receipts(self.keeper, config.get("timeout_ms", 250) / 1000)
         self.identities = Identities(IdentityConfig())
         self.key = PrivacyKey.of(bytes(32))
         self.service = Watched(
             ExtAuthz(**config), self.identities, Blocks(directory / "blocks.json", {}),
-            self.engine, self.keeper, self.key, Resources(),
+            self.engine, self.receipts or self.keeper, self.key, Resources(),
         )  # fmt: skip
         self.watching = threading.Thread(target=self.service.watch_deadlines)
         self.watching.start()
@@ -348,6 +353,60 @@ def test_a_disk_that_fails(world):
     [call] = one.handle(Call())
     assert call.status == 200
     assert reasons(one.records(call)) == ["allowed"]
+
+
+def test_an_answer_waits_for_the_receiver(world):
+    """Where answers wait for the receiver, none comes before its acknowledgement; batches that came
+    one after the other wait together, and keep no other from being written."""
+    one = world(receipts=True, timeout_ms=60_000)
+    one.receipts.connected()
+    calls = [Call() for _ in range(40)]
+    threads = [one.handling(*calls[at : at + 4]) for at in range(0, 40, 4)]
+    wait_for(lambda: one.journal.next == 41)
+    assert not any(call.answers for call in calls)
+    one.receipts.taken(40)
+    for thread in threads:
+        thread.join()
+    assert [call.status for call in calls] == [200] * 40
+    assert [reasons(one.records(call)) for call in calls] == [["allowed"]] * 40
+
+
+def test_a_receiver_that_hangs(world):
+    """Without an acknowledgement each Check is denied in time, on record after the allow that
+    nobody was told of; those that come later are denied at once, until the receiver goes on."""
+    one = world(receipts=True)
+    one.receipts.connected()
+    [call] = one.handle(Call())
+    assert call.status == 503
+    assert reasons(one.records(call)) == ["allowed", "deadline"]
+    assert one.receipts.unavailable
+    [late] = one.handle(Call())
+    assert late.status == 503
+    assert reasons(one.records(late)) == ["journal_unavailable"], "what it was is not kept as true"
+    one.receipts.taken(one.journal.next - 1)
+    written = one.journal.next
+    thread = one.handling(after := Call())
+    wait_for(lambda: one.journal.next > written)
+    one.receipts.taken(one.journal.next - 1)
+    thread.join()
+    assert after.status == 200
+
+
+def test_a_receiver_that_goes_away(world):
+    """When the stream is cut who waits is denied at once, and so is who comes after that."""
+    one = world(receipts=True, timeout_ms=60_000)
+    [early] = one.handle(Call())
+    assert (early.status, reasons(one.records(early))) == (503, ["journal_unavailable"])
+    one.receipts.connected()
+    written = one.journal.next
+    thread = one.handling(call := Call())
+    wait_for(lambda: one.journal.next > written)
+    one.receipts.cut("no receiver is connected")
+    thread.join()
+    assert call.status == 503
+    assert reasons(one.records(call)) == ["allowed", "journal_unavailable"]
+    [late] = one.handle(Call())
+    assert (late.status, reasons(one.records(late))) == (503, ["journal_unavailable"])
 
 
 def test_an_engine_that_breaks(world):

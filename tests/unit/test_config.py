@@ -83,7 +83,7 @@ def test_environment_over_file_and_options_over_both(file, monkeypatch):
         ("ext_authz:\n  unsafe_paths: maybe\n", 2, ["ext_authz.unsafe_paths", "'deny' or 'allow'"]),
         ("ext_authz:\n  decision: 'a.b'\n", 2, ["ext_authz.decision", "envoy/authz/allow"]),
         ("ext_authz:\n  dry_run: perhaps\n", 2, ["ext_authz.dry_run", "boolean"]),
-        ("journal:\n  durability: none\n", 2, ["journal.durability", "'fsync' or 'os'"]),
+        ("journal:\n  durability: none\n", 2, ["journal.durability", "'receiver' or 'os'"]),
         ("journal:\n", 1, ["journal"]),
         ("journal: 5\n", 1, ["journal"]),
         ("data_dir: a\ndata_dir: b\n", 2, ["data_dir", "twice"]),

@@ -77,13 +77,15 @@ def _children(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str | Path], port: int, log: Path) -> Iterator[int]:
+def running(
+    command: Sequence[str | Path], port: int, log: Path, **environment: str
+) -> Iterator[int]:
     """A process that listens on `port`; its id."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             list(map(str, command)), stdout=output, stderr=output,
             # Nobody is turned away here because the machine is busy.
-            env={**os.environ, "AUTHZ_EXT_AUTHZ__TIMEOUT_MS": "5000"},
+            env={**os.environ, "AUTHZ_EXT_AUTHZ__TIMEOUT_MS": "5000", **environment},
         )  # fmt: skip
     try:
         for _ in range(600):
@@ -106,20 +108,42 @@ def policy(work: Path) -> Path:
 
 
 @contextlib.contextmanager
-def authz(work: Path, *, workers: int = 1) -> Iterator[Served]:
-    """authz with an OPA server, each decision on disk before its answer."""
+def authz(
+    work: Path, *, workers: int = 1, durability: str = "fsync", receiver: str = "",
+    data: Path | None = None,
+) -> Iterator[Served]:  # fmt: skip
+    """authz with an OPA server; a decision is durable, as `durability` says, before its answer."""
     name = f"authz, {workers} workers" if workers > 1 else "authz"
     opa_port, port = free_port(), _free_ports(workers)
     opa = [program("opa"), "run", "--server", "--addr", f"127.0.0.1:{opa_port}",
            "--log-level", "error", policy(work)]  # fmt: skip
     command = [sys.executable, "-m", "authz", "serve", "ext-authz", "--workers", str(workers),
                "--listen", f"127.0.0.1:{port}", "--policy", f"http://127.0.0.1:{opa_port}",
-               "--data-dir", work / f"data-{port}"]  # fmt: skip
+               "--durability", durability,
+               "--data-dir", (data or work) / f"data-{port}"]  # fmt: skip
+    if receiver:
+        command += ["--receiver", receiver, "--privacy-key", work / "privacy.key"]
     with (
         running(opa, opa_port, work / "opa.log") as first,
         running(command, port + workers - 1, work / "authz.log") as second,
     ):
         yield Served(name, tuple(range(port, port + workers)), (first, second))
+
+
+@contextlib.contextmanager
+def receiver(work: Path) -> Iterator[str]:
+    """A receiver that stores in ClickHouse; its address."""
+    port, tcp, log = free_port(), free_port(), work / "clickhouse.log"
+    serve = [sys.executable, "-m", "authz", "serve"]
+    clickhouse = [*serve, "clickhouse", "--data-dir", work / "clickhouse", "--json",
+                  "--tcp", str(tcp)]  # fmt: skip
+    command = [*serve, "receiver", "--listen", f"127.0.0.1:{port}", "--data-dir",
+               work / "receiver"]  # fmt: skip
+    with running(clickhouse, tcp, log):
+        told = [line for line in log.read_text().splitlines() if line.startswith('{"store"')]
+        store = json.loads(told[-1])["store"]
+        with running(command, port, work / "receiver.log", AUTHZ_STORE=store):
+            yield f"127.0.0.1:{port}"
 
 
 @contextlib.contextmanager
