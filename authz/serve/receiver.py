@@ -124,7 +124,8 @@ def _journal(config: Config) -> Journal:
         )
     except OSError as error:
         raise UsageError(
-            f"--data-dir {config.data_dir}: {error.strerror}; choose a directory this user may write"
+            f"--data-dir {config.data_dir}: {error.strerror};"
+            " choose a directory this user may write"
         ) from None
 
 
