@@ -23,8 +23,11 @@ class TestLog:
 
     __test__ = False
 
-    def __init__(self, directory: Path, store: str | None = None, start: int = 0) -> None:
+    def __init__(
+        self, directory: Path, store: str | None = None, start: int = 0, signer: Signer = SIGNER
+    ) -> None:
         self.directory = directory
+        self.signer = signer
         self.store = store
         self.start = start
         self.open()
@@ -35,11 +38,11 @@ class TestLog:
     def open(self) -> None:
         """As a start of the receiver does."""
         self.journal = Journal(self.directory / "journal", start=self.start, segment_bytes=4000)
-        self.log = Log(self.directory, self.journal, SIGNER)
+        self.log = Log(self.directory, self.journal, self.signer)
         if self.store:
             self.client: Client = connect(self.store)
             migrations.migrate(self.client)
-            self.writer = StoreWriter(self.client, SIGNER.name)
+            self.writer = StoreWriter(self.client, self.signer.name)
 
     def close(self) -> None:
         """What a crash leaves too: nothing is flushed here."""
