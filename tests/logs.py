@@ -7,7 +7,7 @@ from clickhouse_driver import Client
 from authz.journal.chain import Chain, check_attachment, check_link, load_identity, split
 from authz.journal.segments import Journal
 from authz.ledger import Signer
-from authz.receiver.sequence import Log
+from authz.receiver.sequence import Batch, Log
 from authz.record import Entry, Record, clean
 from authz.store import migrations
 from authz.store.client import connect
@@ -83,12 +83,13 @@ class TestLog:
         self.journal.append(self.log.frame([entries], self.journal.next))
         self.log.committed()
 
-    def seal(self, limit: int = 10_000) -> None:
+    def seal(self, limit: int = 10_000) -> Batch:
         """Seal and store what waits, a batch."""
         batch = self.log.seal(limit)
         assert batch is not None
         self.writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
         self.log.finish(batch)
+        return batch
 
 
 def _prev(payload: bytes) -> str:
