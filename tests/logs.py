@@ -7,7 +7,7 @@ from clickhouse_driver import Client
 from authz.journal.chain import Chain, check_attachment, check_link, load_identity, split
 from authz.journal.segments import Journal
 from authz.ledger import Signer
-from authz.receiver.sequence import Log
+from authz.receiver.sequence import Batch, Log
 from authz.record import Entry, Record, clean
 from authz.store import migrations
 from authz.store.client import connect
@@ -23,8 +23,11 @@ class TestLog:
 
     __test__ = False
 
-    def __init__(self, directory: Path, store: str | None = None, start: int = 0) -> None:
+    def __init__(
+        self, directory: Path, store: str | None = None, start: int = 0, signer: Signer = SIGNER
+    ) -> None:
         self.directory = directory
+        self.signer = signer
         self.store = store
         self.start = start
         self.open()
@@ -35,11 +38,11 @@ class TestLog:
     def open(self) -> None:
         """As a start of the receiver does."""
         self.journal = Journal(self.directory / "journal", start=self.start, segment_bytes=4000)
-        self.log = Log(self.directory, self.journal, SIGNER)
+        self.log = Log(self.directory, self.journal, self.signer)
         if self.store:
             self.client: Client = connect(self.store)
             migrations.migrate(self.client)
-            self.writer = StoreWriter(self.client, SIGNER.name)
+            self.writer = StoreWriter(self.client, self.signer.name)
 
     def close(self) -> None:
         """What a crash leaves too: nothing is flushed here."""
@@ -80,12 +83,13 @@ class TestLog:
         self.journal.append(self.log.frame([entries], self.journal.next))
         self.log.committed()
 
-    def seal(self, limit: int = 10_000) -> None:
+    def seal(self, limit: int = 10_000) -> Batch:
         """Seal and store what waits, a batch."""
         batch = self.log.seal(limit)
         assert batch is not None
         self.writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
         self.log.finish(batch)
+        return batch
 
 
 def _prev(payload: bytes) -> str:
