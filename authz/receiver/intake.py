@@ -19,6 +19,7 @@ from authz.journal.chain import (
     chain_hash,
     check_attachment,
     check_link,
+    notice,
     split,
 )
 from authz.journal.commit import Committer
@@ -26,7 +27,7 @@ from authz.journal.segments import JournalError
 from authz.receiver.access import access_record
 from authz.receiver.metrics import BLOCKS, ENTRIES, LOST_MESSAGES, RECORDS, STREAMS
 from authz.receiver.sequence import Log, Place
-from authz.record import Entry
+from authz.record import SCHEMA_VERSION, Entry, clean
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
 from authz.v1 import stream_pb2 as pb
@@ -51,6 +52,7 @@ class Intake:
         self._key = key
         self._synced = synced  # what is acknowledged survives the machine
         self._writers: dict[str, asyncio.Lock] = {}
+        self._alarms: set[tuple[str, int]] = set()
         self._keeping: set[asyncio.Task[None]] = set()
         self._blocks = log.blocks  # as the streams were told last
         self._telling: set[asyncio.Event] = set()
@@ -146,6 +148,7 @@ class Intake:
                 reason = f"the log has {hello.writer} up to {place.seq}, and it begins at"
                 reason += f" {hello.first_seq}: records between are lost"
                 logger.error("writer refused", writer=hello.writer, reason=reason)
+                self._alarm(hello.writer, place.seq, reason)
                 await context.abort(grpc.StatusCode.DATA_LOSS, reason)
             with self._connection(hello.writer), self._told() as changed:
                 welcome = pb.Welcome(
@@ -166,10 +169,21 @@ class Intake:
                             place = await self._take(hello.writer, place, message.batch)
                         except ChainError as error:
                             logger.error("writer's chain is broken", error=str(error))
+                            self._alarm(hello.writer, place.seq, str(error))
                             await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
                         except JournalError as error:
                             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
                         yield pb.FromReceiver(ack=pb.Ack(seq=place.seq))
+
+    def _alarm(self, writer: str, last_seq: int, reason: str) -> None:
+        """Tell in the log, once, that a writer's records do not follow those that are there."""
+        if (writer, last_seq) not in self._alarms:
+            self._alarms.add((writer, last_seq))
+            told = {"kind": "writer_sequence", "source": writer, "count": 1}
+            told |= {"last_seq": last_seq, "reason": reason}
+            gap = notice("gap", time.time_ns() // 1000, told)
+            gap |= {"rule": "writer_sequence", "schema": SCHEMA_VERSION}
+            self._committer.submit([(clean(gap), b"")]).add_done_callback(asyncio.Future.exception)
 
     @contextlib.contextmanager
     def _connection(self, writer: str) -> Iterator[None]:

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import time
 
+import grpc
+import orjson
 import pytest
 from logs import SIGNER
 from streams import FAR, Receiver, Writer, named, now_us, opening, until
@@ -228,3 +230,26 @@ def test_two_commands_at_once(tmp_path):
     with pytest.raises(UsageError, match="in use"):
         asyncio.run(say("unix:///nobody", tmp_path / "mine", []))
     journal.close()
+
+
+def test_a_hole_in_a_writers_sequence_is_told_once(tmp_path):
+    """A writer whose records do not follow those in the log is refused, and the log says so."""
+
+    async def run():
+        async with Receiver(tmp_path) as receiver:
+            hello = pb.Hello(writer="w", public_key=bytes(32), first_seq=7)
+            for _ in range(3):
+                async with opening(receiver.address)() as channel:
+                    call = channel.stream_stream(
+                        "/authz.v1.RecordStream/Write",
+                        request_serializer=pb.FromWriter.SerializeToString,
+                        response_deserializer=pb.FromReceiver.FromString,
+                    )()
+                    await call.write(pb.FromWriter(hello=hello))
+                    assert await call.code() == grpc.StatusCode.DATA_LOSS
+            await until(lambda: receiver.journal.next)
+            [gap] = [orjson.loads(payload) for payload in receiver.payloads()]
+            assert (gap["event"], gap["rule"]) == ("gap", "writer_sequence")
+            assert orjson.loads(gap["details"])["source"] == "w"
+
+    asyncio.run(run())
