@@ -199,6 +199,11 @@ class Feeder:
         """The writer's newest record that is acknowledged."""
         return self.writer.journal.next - 1 - self.writer.forwarder.unacknowledged
 
+    @property
+    def owed(self) -> bool:
+        """Whether anything is not told or not acknowledged yet."""
+        return bool(self._untold or self._telling or self.writer.forwarder.unacknowledged)
+
     def decide(self, count: int) -> None:
         """Write decisions, one of them with its sealed input; their accesses are to be told."""
         ids = [str(uuid.uuid4()) for _ in range(count)]
