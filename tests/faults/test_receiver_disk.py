@@ -1,0 +1,112 @@
+"""The log's directory on a disk that fails at each of its calls, and then loses power."""
+
+import errno
+import os
+from pathlib import Path
+from random import Random
+
+import orjson
+import pytest
+from logs import SIGNER, TestLog
+
+from authz.journal.chain import split
+from authz.journal.segments import JournalError
+from authz.ledger import Checkpoint, leaf_hash, open_note, tree_hash
+from authz.receiver.sequence import Log
+
+from .power import PowerDisk
+
+SEED = int(os.environ.get("AUTHZ_TEST_SEED", "0")) or Random().randrange(1, 1 << 32)
+ROUNDS = 6
+
+
+class Life:
+    """A log on a failing disk: what was acknowledged, and up to where it was stored."""
+
+    def __init__(self, directory: Path) -> None:
+        self.log = TestLog(directory)
+        self.acknowledged: list[str] = []
+        self.stored: list[bytes] = []  # the leaves in the database
+        self.number = 0
+
+    def round(self) -> None:
+        """Records in, as often as it takes, and a batch out; `OSError` is a loud stop."""
+        for size in (1, 4):
+            names = [f"{self.number + n:05d}" for n in range(size)]
+            self.number += size
+            for _ in range(3):  # whoever sent them sends them again
+                try:
+                    self.log.append([{"kind": "access", "reason": name * 40} for name in names])
+                except JournalError:
+                    continue
+                self.acknowledged += names
+                break
+        batch = self.log.log.seal(1000)
+        if batch is not None:
+            del self.stored[batch.first :]
+            self.stored += [self._leaf(record) for record in batch.records]
+            self.log.log.finish(batch)
+
+    @staticmethod
+    def _leaf(record):
+        from authz.record import canonical
+
+        return canonical(record)
+
+    def check(self) -> None:
+        """After a start: all that was acknowledged is there, in order, and no checkpoint was ever
+        over anything else."""
+        log: Log = self.log.log
+        tail = []
+        reader = self.log.journal.reader(log.stored.tree.size)
+        while payloads := reader.take(1000):
+            tail += [split(payload)[0] for payload in payloads]
+        reader.close()
+        leaves = self.stored[: log.stored.tree.size] + tail
+        assert len(leaves) == self.log.journal.next
+        told = [orjson.loads(leaf)["reason"][:5] for leaf in leaves]
+        known = set(self.acknowledged)
+        assert [name for name in told if name in known] == self.acknowledged
+        # Records whose append failed may be there, and then again under the number acknowledged.
+        path = self.log.directory / "checkpoint"
+        if path.exists():
+            text, _ = open_note(path.read_text(), [SIGNER.verifier])
+            checkpoint = Checkpoint.parse(text)
+            hashes = [leaf_hash(leaf) for leaf in leaves[: checkpoint.size]]
+            assert len(hashes) == checkpoint.size, "a checkpoint over what is not there"
+            assert tree_hash(hashes) == checkpoint.root
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+def test_every_call_fails_once(tmp_path, monkeypatch, error):
+    """Whichever call fails, whether the log goes on or stops there, and whatever a loss of power
+    then takes: the next start has every record that was acknowledged, and what was signed."""
+    print(f"AUTHZ_TEST_SEED={SEED}")
+    disk = PowerDisk()
+    monkeypatch.setattr("authz.journal.segments.os", disk)
+    monkeypatch.setattr(Path, "replace", lambda fresh, target: disk.rename(fresh, target))
+    random = Random(SEED)
+    number, stops = 0, 0
+    while True:
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        life = Life(directory)
+        disk.fail_at, disk.failed, disk.error = number, "", error
+        try:
+            for _ in range(ROUNDS):
+                life.round()
+        except OSError:
+            stops += 1
+        failed = disk.failed
+        disk.lose(directory / "journal", random)
+        life.log.open()
+        life.check()
+        for _ in range(2):
+            life.round()
+        life.check()
+        disk.kill()
+        if not failed:
+            break
+        number += 1
+    print(number, "calls failed one after another;", stops, "stopped the receiver")
+    assert number > 50
