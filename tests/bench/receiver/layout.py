@@ -8,6 +8,7 @@ the same rows, is merged to one part, and its columns are weighed.
 """
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -25,10 +26,11 @@ from authz.journal.chain import Chain
 from authz.journal.segments import Journal
 from authz.ledger import Tree, leaf_hash
 from authz.receiver.access import access_record
-from authz.record import FIELDS, Record, form
+from authz.record import FIELDS, Record, Value, form
 from authz.record.resource import Resources
 from authz.store import embedded, migrations, rows
 from authz.store.client import connect
+from tests.bench.receiver.parts import cpu_seconds
 from tests.bench.receiver.replay import Request, World, message
 
 ORIGIN = "prod-eu1/receiver-0"
@@ -129,6 +131,10 @@ def _uuid(codec: str) -> dict[str, str]:
     return dict.fromkeys(_UUIDS, f"UUID CODEC({codec})")
 
 
+def _few(level: int, *names: str) -> dict[str, str]:
+    return {name: _zstd(level)[name] for name in names}
+
+
 _BEST = {
     **_zstd(3), **_uuid("ZSTD(3)"), "prev": "String CODEC(ZSTD(1))", **_LOWS, **_PATIENTS, **_TIMES
 }  # fmt: skip
@@ -149,9 +155,16 @@ LAYOUTS = (
     Layout("time T64", {"time": "DateTime64(6, 'UTC') CODEC(T64, ZSTD(1))"}),
     Layout("time ZSTD only", {"time": "DateTime64(6, 'UTC') CODEC(ZSTD(1))"}),
     Layout("granules of 32k", settings=", index_granularity = 32768"),
+    Layout("blocks of 1 MiB", settings=", min_compress_block_size = 1048576"),
+    Layout("granules of 32k, all ZSTD(3)", _zstd(3), settings=", index_granularity = 32768"),
     Layout("no skip indexes", indexes=()),
     Layout("order origin, kind, index", order="origin, kind, index"),
     Layout("order origin, decision_id, index", order="origin, decision_id, index"),
+    Layout("ids ZSTD(3)", _few(3, "decision_id", "request_id")),
+    Layout("ids ZSTD(6)", _few(6, "decision_id", "request_id")),
+    Layout("ids, patients, subject, source_ip, resource_id ZSTD(3)",
+           _few(3, "decision_id", "request_id", "patients", "subject", "source_ip", "resource_id")),
+    Layout("the best of each, all text", {**_few(3, "decision_id", "request_id"), **_LOWS, **_PATIENTS, **_TIMES}),
     Layout("the best of each", _BEST, values={**_UUIDS, **_RAW}),
 )
 
@@ -159,25 +172,77 @@ LAYOUTS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=300_000)
-    parser.add_argument("--only", default="", help="layouts whose name has this in it")
     options = parser.parse_args()
-    console = Console(width=150)
-    leaves = [form(record) for group in log(options.records) for record in group]
+    console = Console(width=130)
+    records = [record for group in log(options.records) for record in group]
+    leaves = [form(record) for record in records]
     console.print(f"{len(leaves):,} records, {sum(map(len, leaves)) / len(leaves):.0f} bytes a leaf")
     with tempfile.TemporaryDirectory() as directory:
         server = embedded.start(Path(directory))
         try:
+            inserts(console, server, records, leaves)
             client = connect(server.store, max_memory_usage=0)
-            migrations.migrate(client)
-            for first in range(0, len(leaves), 50_000):
-                rows.insert(client, leaves[first : first + 50_000])
             client.execute("OPTIMIZE TABLE audit_log FINAL")
-            chosen = [one for one in LAYOUTS if options.only in one.name]
-            found = {one.name: weigh(client, one) for one in chosen}
+            found = {one.name: weigh(client, one) for one in LAYOUTS}
         finally:
             server.stop()
     show(console, found, len(leaves))
-    console.print(f"tiles: {_tiles(leaves):.1f} bytes a record, when merged")
+    console.print(f"beside the table, tiles: {_tiles(leaves):.1f} bytes a record when merged")
+
+
+def inserts(
+    console: Console, server: embedded.Embedded, records: Sequence[Record], leaves: Sequence[bytes]
+) -> None:
+    """What it costs to insert, by form, compression on the wire, and batch. CPU of the server is
+    with its merges."""
+    table = Table(title="inserts: µs of CPU a row")
+    for name in ("form", "wire", "rows", "here", "ClickHouse", "ms an insert", "bytes, not merged"):
+        table.add_column(name, justify="right")
+    for made, wire, size in itertools.product(
+        (_leaves, _columns), ("none", "lz4"), (1_000, 10_000, 30_000, 100_000)
+    ):
+        client = connect(server.store, max_memory_usage=0)
+        if wire != "none":
+            client = connect(f"{server.store}?compression={wire}", max_memory_usage=0)
+        client.execute("DROP TABLE IF EXISTS audit_log SYNC")
+        client.execute("DROP TABLE IF EXISTS schema_versions SYNC")
+        migrations.migrate(client)
+        count = min(len(leaves), 30 * size)
+        ours, theirs, began = time.process_time(), cpu_seconds(server.process.pid), time.monotonic()
+        for first in range(0, count, size):
+            made(client, records[first : min(first + size, count)], leaves[first : min(first + size, count)])
+        ours, took = time.process_time() - ours, time.monotonic() - began
+        while client.execute("SELECT count() FROM system.merges")[0][0]:
+            time.sleep(0.05)
+        theirs = cpu_seconds(server.process.pid) - theirs
+        disk = _on_disk(client, "audit_log")
+        table.add_row(
+            made.__doc__, wire, f"{size:,}", f"{ours / count * 1e6:.2f}",
+            f"{theirs / count * 1e6:.1f}", f"{took / (count / size) * 1e3:.0f}",
+            f"{disk / count:.1f}",
+        )  # fmt: skip
+        client.disconnect()
+    console.print(table)
+    client = connect(server.store)
+    client.execute("TRUNCATE TABLE audit_log")
+    for first in range(0, len(leaves), 50_000):
+        rows.insert(client, leaves[first : first + 50_000])
+
+
+def _leaves(client: Client, _: Sequence[Record], leaves: Sequence[bytes]) -> None:
+    """leaves"""
+    rows.insert(client, leaves)
+
+
+_DEFAULTS: dict[str, Value] = {"text": "", "int": 0, "time": 0, "bool": False, "texts": []}
+_NAMED = ", ".join(f"`{f.name}`" for f in FIELDS)
+
+
+def _columns(client: Client, records: Sequence[Record], _: Sequence[bytes]) -> None:
+    """columns"""
+    told = [(f.name, _DEFAULTS[f.type]) for f in FIELDS]
+    columns = [[record.get(name, default) for record in records] for name, default in told]
+    client.execute(f"INSERT INTO audit_log ({_NAMED}) VALUES", columns, columnar=True)
 
 
 def weigh(client: Client, layout: Layout) -> dict[str, float]:
@@ -207,29 +272,44 @@ def weigh(client: Client, layout: Layout) -> dict[str, float]:
         "SELECT sum(data_compressed_bytes) FROM system.data_skipping_indices"
         " WHERE database = currentDatabase() AND table = 'tried'"
     )
-    [(disk,)] = client.execute(
-        "SELECT sum(bytes_on_disk) FROM system.parts"
-        " WHERE database = currentDatabase() AND table = 'tried' AND active"
-    )
+    disk = _on_disk(client, "tried")
     return {**found, "(skip indexes)": indexed, "(all on disk)": disk, "(seconds)": seconds}
 
 
+def _on_disk(client: Client, table: str) -> int:
+    [(size,)] = client.execute(
+        "SELECT sum(bytes_on_disk) FROM system.parts"
+        " WHERE database = currentDatabase() AND table = %(table)s AND active",
+        {"table": table},
+    )
+    return int(size)
+
+
 def show(console: Console, found: dict[str, dict[str, float]], count: int) -> None:
-    first = next(iter(found.values()))
-    names = [n for n in first if any(f[n] / count >= 0.05 for f in found.values())]
-    for start in range(0, len(found), 7):
-        table = Table(title="bytes a record")
-        table.add_column("column")
-        shown = dict(list(found.items())[start : start + 7])
-        for name in shown:
-            table.add_column(name, justify="right")
-        for name in names:
-            if not name.startswith("("):
-                table.add_row(name, *(f"{one[name] / count:.2f}" for one in shown.values()))
-        for name in ("(skip indexes)", "(all on disk)"):
-            table.add_row(name, *(f"{one[name] / count:.1f}" for one in shown.values()))
-        table.add_row("(seconds)", *(f"{one['(seconds)']:.1f}" for one in shown.values()))
-        console.print(table)
+    schema = found["schema"]
+    table = Table(title="the schema: bytes a record, by column")
+    table.add_column("column")
+    table.add_column("bytes", justify="right")
+    for name, size in sorted(schema.items(), key=lambda item: -item[1]):
+        if size / count >= 0.05 and not name.startswith("("):
+            table.add_row(name, f"{size / count:.2f}")
+    for name in ("(skip indexes)", "(all on disk)"):
+        table.add_row(name, f"{schema[name] / count:.1f}")
+    console.print(table)
+    table = Table(title="other layouts: bytes a record")
+    table.add_column("layout")
+    table.add_column("what changes", ratio=1)
+    table.add_column("all on disk", justify="right")
+    table.add_column("seconds to write and merge", justify="right")
+    for layout, sizes in found.items():
+        changed = [
+            f"{name} {schema[name] / count:.1f} → {size / count:.1f}"
+            for name, size in sizes.items()
+            if abs(size - schema[name]) / count >= 0.2 and not name.startswith("(a") and name != "(seconds)"
+        ]
+        total, seconds = sizes["(all on disk)"] / count, sizes["(seconds)"]
+        table.add_row(layout, ", ".join(changed), f"{total:.1f}", f"{seconds:.1f}")
+    console.print(table)
 
 
 def _tiles(leaves: Sequence[bytes]) -> float:
