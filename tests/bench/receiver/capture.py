@@ -18,9 +18,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import grpc
-import orjson
 from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
-from google.protobuf.message import Message
 
 from authz.demo.people import PEOPLE, WARDS, patient_id
 from authz.demo.stack import HOST, Stack, free_port, running
@@ -46,7 +44,9 @@ class Recorder:
         self.port = free_port()
         self.messages: list[bytes] = []
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_until_complete, args=[self._serve()], daemon=True).start()
+        threading.Thread(
+            target=self._loop.run_until_complete, args=[self._serve()], daemon=True
+        ).start()
 
     async def _serve(self) -> None:
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
@@ -123,7 +123,9 @@ def _load(stack: Stack) -> None:
         first, last = WARDS.get(name, (1, 200))
         patients = [patient_id(number) for number in range(first, last + 1)]
         kinds = ("Claim?patient={}",) if name == "dogwood" else _READS
-        paths = [f"{stack.envoy}/fhir/{kind.format(p)}" for p, kind in itertools.product(patients, kinds)]
+        paths = [
+            f"{stack.envoy}/fhir/{kind.format(p)}" for p, kind in itertools.product(patients, kinds)
+        ]
         uris = stack.data_dir / f"{name}.uris"
         uris.write_text("\n".join(paths))
         started.append(

@@ -117,9 +117,7 @@ _UUIDS = {
     "decision_id": "toUUIDOrZero(decision_id)", "request_id": "toUUIDOrZero(request_id)",
 }  # fmt: skip
 _RAW = {"prev": "if(prev = '', '', unhex(prev))"}
-_LOWS = {
-    name: "LowCardinality(String) CODEC(ZSTD(1))" for name in ("subject", "source_ip")
-}
+_LOWS = dict.fromkeys(("subject", "source_ip"), "LowCardinality(String) CODEC(ZSTD(1))")
 _PATIENTS = {
     "patients": "Array(LowCardinality(String)) CODEC(ZSTD(1))",
     "resource_id": "LowCardinality(String) CODEC(ZSTD(1))",
@@ -162,9 +160,14 @@ LAYOUTS = (
     Layout("order origin, decision_id, index", order="origin, decision_id, index"),
     Layout("ids ZSTD(3)", _few(3, "decision_id", "request_id")),
     Layout("ids ZSTD(6)", _few(6, "decision_id", "request_id")),
-    Layout("ids, patients, subject, source_ip, resource_id ZSTD(3)",
-           _few(3, "decision_id", "request_id", "patients", "subject", "source_ip", "resource_id")),
-    Layout("the best of each, all text", {**_few(3, "decision_id", "request_id"), **_LOWS, **_PATIENTS, **_TIMES}),
+    Layout(
+        "ids, patients, subject, source_ip, resource_id ZSTD(3)",
+        _few(3, "decision_id", "request_id", "patients", "subject", "source_ip", "resource_id"),
+    ),
+    Layout(
+        "the best of each, all text",
+        {**_few(3, "decision_id", "request_id"), **_LOWS, **_PATIENTS, **_TIMES},
+    ),
     Layout("the best of each", _BEST, values={**_UUIDS, **_RAW}),
 )
 
@@ -176,7 +179,9 @@ def main() -> None:
     console = Console(width=130)
     records = [record for group in log(options.records) for record in group]
     leaves = [form(record) for record in records]
-    console.print(f"{len(leaves):,} records, {sum(map(len, leaves)) / len(leaves):.0f} bytes a leaf")
+    console.print(
+        f"{len(leaves):,} records, {sum(map(len, leaves)) / len(leaves):.0f} bytes a leaf"
+    )
     with tempfile.TemporaryDirectory() as directory:
         server = embedded.start(Path(directory))
         try:
@@ -210,7 +215,11 @@ def inserts(
         count = min(len(leaves), 30 * size)
         ours, theirs, began = time.process_time(), cpu_seconds(server.process.pid), time.monotonic()
         for first in range(0, count, size):
-            made(client, records[first : min(first + size, count)], leaves[first : min(first + size, count)])
+            made(
+                client,
+                records[first : min(first + size, count)],
+                leaves[first : min(first + size, count)],
+            )
         ours, took = time.process_time() - ours, time.monotonic() - began
         while client.execute("SELECT count() FROM system.merges")[0][0]:
             time.sleep(0.05)
@@ -305,7 +314,9 @@ def show(console: Console, found: dict[str, dict[str, float]], count: int) -> No
         changed = [
             f"{name} {schema[name] / count:.1f} → {size / count:.1f}"
             for name, size in sizes.items()
-            if abs(size - schema[name]) / count >= 0.2 and not name.startswith("(a") and name != "(seconds)"
+            if abs(size - schema[name]) / count >= 0.2
+            and not name.startswith("(a")
+            and name != "(seconds)"
         ]
         total, seconds = sizes["(all on disk)"] / count, sizes["(seconds)"]
         table.add_row(layout, ", ".join(changed), f"{total:.1f}", f"{seconds:.1f}")

@@ -5,9 +5,10 @@ What it sends it makes beforehand where that can be, so that it is no slower tha
 
 import asyncio
 import multiprocessing
+import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any
 import grpc
 import uvloop
 
-from authz.journal.chain import Chain, load_identity
+from authz.journal.chain import Chain, Identity
 from authz.journal.forward import CHANNEL_OPTIONS, Forwarder
 from authz.journal.segments import Journal
-from tests.bench.receiver.replay import Request, World, message
+from authz.ledger import Signer
+from tests.bench.receiver.replay import WRITER, Request, World, message
 
 _ENVOYS = 8
 _ENTRIES = 100  # of one message, when sent without a pause: about what was recorded
@@ -108,7 +110,7 @@ class _Ends:
     def __init__(self, address: str, directory: Path) -> None:
         self._world = World()
         self._journal = Journal(directory / "journal", sync=False)
-        identity = load_identity(directory / "writer.json")
+        identity = Identity(directory / "writer.json", Signer(WRITER, os.urandom(32)))
         self._chain = Chain(identity.writer, self._journal)
         self._durable = asyncio.Event()
 
@@ -135,7 +137,10 @@ class _Ends:
         self._messages = [[] for _ in range(_ENVOYS)]
         for number, first in enumerate(range(0, count, _ENTRIES)):
             envoy = number % _ENVOYS
-            told = [(request, now + n) for n, request in enumerate(requests[first : first + _ENTRIES], first)]
+            told = [
+                (request, now + n)
+                for n, request in enumerate(requests[first : first + _ENTRIES], first)
+            ]
             self._messages[envoy].append(message(told, self._name(envoy)))
         decided = [r for n, request in enumerate(requests) if (r := request.decision(now + n))]
         self._write(decided)

@@ -36,6 +36,10 @@ class Served:
     clickhouse: int
     """Process ids."""
 
+    def check(self) -> None:
+        """Raises `ProcessLookupError` when the receiver has ended."""
+        os.kill(self.receiver, 0)
+
 
 @contextlib.contextmanager
 def receiver(work: Path) -> Iterator[Served]:

@@ -21,6 +21,7 @@ from authz.record import Record
 from authz.record.privacy import PrivacyKey
 from tests.bench.receiver import capture
 
+WRITER = "ext-authz-7f9c4d5b8-0"  # whose decisions all of them are
 KEY = PrivacyKey.of(bytes(32))
 _PATIENTS, _PEOPLE, _UPSTREAMS = 50_000, 800, 6
 _VARIANTS = 16
@@ -71,7 +72,9 @@ class Request:
             self.decision_id.encode(), self.request_id.encode(), self.token.encode(),
             self.patient.encode(), b"\x08" + _varint(seconds) + b"\x10" + _varint(micros * 1000),
         )  # fmt: skip
-        return (values[piece] if piece.__class__ is int else piece for piece in self.template.pieces)
+        return (
+            values[piece] if piece.__class__ is int else piece for piece in self.template.pieces
+        )
 
     def decision(self, at_us: int) -> Record | None:
         """The record of its decision, if ext-authz was asked."""
@@ -106,13 +109,13 @@ class World:
             decided[record["decision_id"]] = record
         self.templates = [
             _template(entry, decided, self._random)
-            for message in map(
-                StreamAccessLogsMessage.FromString, capture.read(capture.MESSAGES)
-            )
+            for message in map(StreamAccessLogsMessage.FromString, capture.read(capture.MESSAGES))
             for entry in message.http_logs.log_entry
             for _ in range(_VARIANTS)
         ]
-        self._patients = [(KEY.token(f"p-{n:05d}"), f"p-{n % 10_000:04d}") for n in range(_PATIENTS)]
+        self._patients = [
+            (KEY.token(f"p-{n:05d}"), f"p-{n % 10_000:04d}") for n in range(_PATIENTS)
+        ]
 
     def requests(self, count: int, at_ms: int | None = None) -> list[Request]:
         """`count` requests whose ids are of now, or of `at_ms`."""
@@ -144,9 +147,7 @@ def message(entries: Sequence[tuple[Request, int]], node: str = "") -> bytes:
     return b"%b\x12%b%b" % (head, _varint(len(logs)), logs)
 
 
-def _template(
-    entry: HTTPAccessLogEntry, decided: dict[str, Record], random: Random
-) -> Template:
+def _template(entry: HTTPAccessLogEntry, decided: dict[str, Record], random: Random) -> Template:
     """`entry` as of another person, on another machine, with a request that took another time."""
     person = Random(random.randrange(_PEOPLE))
     entry = HTTPAccessLogEntry.FromString(entry.SerializeToString())
@@ -156,7 +157,9 @@ def _template(
     agent = asked.user_agent
     if agent and (agent in _AGENTS or "aiohttp" in agent):
         chosen = person.choice(_AGENTS)
-        agent = re.sub(r"\d+(?=(\.0){3}|\.7)", lambda m: str(int(m[0]) - person.randrange(4)), chosen)
+        agent = re.sub(
+            r"\d+(?=(\.0){3}|\.7)", lambda m: str(int(m[0]) - person.randrange(4)), chosen
+        )
     upstream = f"10.9.0.{random.randrange(1, 1 + _UPSTREAMS)}"
     longer = random.lognormvariate(0, 0.5)
 
@@ -187,7 +190,7 @@ def _template(
             if told.get("resource_type") == "Patient" and told.get("resource_id"):
                 known["resource_id"] = _TOKEN
         fields["decision_id"].string_value = _DECISION
-        told |= {"decided_by": "ext-authz-7f9c4d5b8-0", **known}
+        told |= {"decided_by": WRITER, **known}
         fields["authz"].string_value = orjson.dumps(told).decode()
         record = {**record, **known, "host": asked.authority, "source_ip": address}
         if "user_agent" in record:

@@ -1,7 +1,7 @@
 """What each stage of the receiver's work costs, run in this process over what was recorded.
 
 These are the receiver's own functions in the order it calls them; what its process costs beyond
-them is gRPC, the event loop and the reconciliation.
+them is gRPC, the event loop and what is asked of the store.
 """
 
 import time
@@ -15,13 +15,15 @@ from authz.envoy.access_log import http_access
 from authz.journal.segments import Journal
 from authz.ledger import Signer
 from authz.receiver.access import access_record
+from authz.receiver.accounts import Accounts
 from authz.receiver.sequence import Log
+from authz.record import Record
 from authz.record.resource import Resources
 from authz.store.client import connect
 from authz.store.writer import StoreWriter
-from tests.bench.receiver.replay import World, message
+from tests.bench.receiver.replay import WRITER, Request, World, message
 
-NAMES = ("parse", "record", "journal", "seal", "insert")
+NAMES = ("parse", "record", "journal", "seal", "insert", "reconcile")
 _ENTRIES, _BATCH, _BATCHES = 100, 10_000, 4
 
 
@@ -34,7 +36,8 @@ def cost(work: Path, store: str) -> dict[str, float]:
     writer = StoreWriter(client, log.origin)
     resources = Resources((), ())
     world = World()
-    took = {name: [] for name in NAMES}
+    accounts = Accounts(log.origin, 0, interval_seconds=60, grace_seconds=60, patience_seconds=600)
+    took: dict[str, list[float]] = {name: [] for name in NAMES}
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
@@ -46,9 +49,14 @@ def cost(work: Path, store: str) -> dict[str, float]:
         now = time.time_ns() // 1000
         told = [(request, now + n) for n, request in enumerate(world.requests(_BATCH))]
         messages = [message(told[n : n + _ENTRIES]) for n in range(0, _BATCH, _ENTRIES)]
+        decisions = [_decided(request, at_us) for request, at_us in told]
+        accounts.add([record for record in decisions if record])
         with timed("parse"):
             parsed = [
-                [http_access(entry) for entry in StreamAccessLogsMessage.FromString(data).http_logs.log_entry]
+                [
+                    http_access(entry)
+                    for entry in StreamAccessLogsMessage.FromString(data).http_logs.log_entry
+                ]
                 for data in messages
             ]
         with timed("record"):
@@ -66,7 +74,16 @@ def cost(work: Path, store: str) -> dict[str, float]:
         with timed("insert"):
             writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
             log.finish(batch)
+        with timed("reconcile"):
+            accounts.add(batch.records)
     log.close()
     journal.close()
     client.disconnect()
     return {name: min(found) for name, found in took.items()}
+
+
+def _decided(request: Request, at_us: int) -> Record | None:
+    record = request.decision(at_us)
+    if record:
+        record |= {"origin": "bench/stages", "index": 0, "sealed_at": at_us, "writer": WRITER}
+    return record
