@@ -136,7 +136,7 @@ def _load(stack: Stack) -> None:
                 stdout=subprocess.DEVNULL,
             )
         )  # fmt: skip
-    asyncio.run(send(stack.envoy, stack.keys, 4000, _SECONDS))
+    asyncio.run(send(stack.envoy, stack.keys, 400, _SECONDS))
     for process in started:
         process.wait()
 

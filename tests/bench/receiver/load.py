@@ -25,7 +25,7 @@ from authz.ledger import Signer
 from tests.bench.receiver.replay import WRITER, Request, World, message
 
 _ENVOYS = 8
-_ENTRIES = 100  # of one message, when sent without a pause: about what was recorded
+_ENTRIES = 250  # of one message, when sent without a pause: about a second of one Envoy
 _STEP_SECONDS = 0.02  # a writer's records wait so long for others: authz/serve/writer.py
 _FLUSH_SECONDS = 1.0  # deploy/envoy/envoy.yaml
 _METHOD = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"

@@ -24,7 +24,7 @@ from tests.bench.receiver import capture
 WRITER = "ext-authz-7f9c4d5b8-0"  # whose decisions all of them are
 KEY = PrivacyKey.of(bytes(32))
 _PATIENTS, _PEOPLE, _UPSTREAMS = 50_000, 800, 6
-_VARIANTS = 16
+_VARIANTS = 8
 _AGENTS = tuple(capture.AGENTS.values())
 _EXT_AUTHZ = "envoy.filters.http.ext_authz"
 _JWT = "envoy.filters.http.jwt_authn"

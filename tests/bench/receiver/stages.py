@@ -15,16 +15,17 @@ from authz.envoy.access_log import http_access
 from authz.journal.segments import Journal
 from authz.ledger import Signer
 from authz.receiver.access import access_record
-from authz.receiver.accounts import Accounts
 from authz.receiver.sequence import Log
+from authz.reconcile import Reconciler
 from authz.record import Record
 from authz.record.resource import Resources
+from authz.serve import grpc_server
 from authz.store.client import connect
 from authz.store.writer import StoreWriter
 from tests.bench.receiver.replay import WRITER, Request, World, message
 
 NAMES = ("parse", "record", "journal", "seal", "insert", "reconcile")
-_ENTRIES, _BATCH, _BATCHES = 100, 10_000, 4
+_ENTRIES, _BATCH, _BATCHES = 250, 10_000, 4
 
 
 def cost(work: Path, store: str) -> dict[str, float]:
@@ -36,7 +37,8 @@ def cost(work: Path, store: str) -> dict[str, float]:
     writer = StoreWriter(client, log.origin)
     resources = Resources((), ())
     world = World()
-    accounts = Accounts(log.origin, 0, interval_seconds=60, grace_seconds=60, patience_seconds=600)
+    grpc_server.spare_collections()
+    reconciler = Reconciler()
     took: dict[str, list[float]] = {name: [] for name in NAMES}
 
     @contextmanager
@@ -50,7 +52,8 @@ def cost(work: Path, store: str) -> dict[str, float]:
         told = [(request, now + n) for n, request in enumerate(world.requests(_BATCH))]
         messages = [message(told[n : n + _ENTRIES]) for n in range(0, _BATCH, _ENTRIES)]
         decisions = [_decided(request, at_us) for request, at_us in told]
-        accounts.add([record for record in decisions if record])
+        for record in filter(None, decisions):
+            reconciler.add(record)
         with timed("parse"):
             parsed = [
                 [
@@ -75,7 +78,10 @@ def cost(work: Path, store: str) -> dict[str, float]:
             writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
             log.finish(batch)
         with timed("reconcile"):
-            accounts.add(batch.records)
+            for record in batch.records:
+                reconciler.add(record)
+    reconciler.finish()
+    assert not reconciler.tally.gaps, reconciler.tally.kinds
     log.close()
     journal.close()
     client.disconnect()
