@@ -16,6 +16,7 @@ QUERY_ERRORS = (ClickHouseError, EOFError, OSError)
 def connect(url: str, **settings: object) -> Client:
     """A client for `url`, ``clickhouse://user:password@host:9000/database?secure=true``.
 
+    What goes over a network is compressed (LZ4), unless the URL says otherwise (``compression``).
     Nothing is sent yet. Raises `UsageError`, which does not repeat the password.
     """
     # What the driver cannot do it raises; its own log only repeats it, with a traceback.
@@ -28,7 +29,7 @@ def connect(url: str, **settings: object) -> Client:
             raise ValueError("its host is missing")
         if not _has_port(parts):
             raise ValueError("its port is wrong (in a password, write / ? # as %2F %3F %23)")
-        client = Client.from_url(url)
+        client = Client.from_url(_compressed(parts))
     except ValueError as error:
         raise UsageError(
             f"--store: want clickhouse://user:password@host:9000/database, but {error}"
@@ -37,6 +38,13 @@ def connect(url: str, **settings: object) -> Client:
     client.connection.send_receive_timeout = 60
     client.settings |= {"async_insert": 0, **settings}
     return client
+
+
+def _compressed(parts: SplitResult) -> str:
+    # On one machine it only costs: 1.5 µs a row, three times what an insert costs without.
+    if "compression=" in parts.query or parts.hostname in ("localhost", "127.0.0.1", "::1"):
+        return parts.geturl()
+    return parts._replace(query="&".join(filter(None, (parts.query, "compression=lz4")))).geturl()
 
 
 def _has_port(parts: SplitResult) -> bool:
