@@ -16,6 +16,7 @@ from authz.store.lease import RENEW_SECONDS, SETTINGS, Claim, Claims, Lease, hol
 
 _TIMEOUT_SECONDS = 5
 _RETRY_SECONDS = 1
+_MOST_RETRY_SECONDS = 5
 
 logger = structlog.get_logger()
 
@@ -72,6 +73,7 @@ class Owner:
 
     async def _take(self) -> None:
         renewed: dict[str, int] = {}
+        pause = 0.5
         while True:
             try:
                 rival = await asyncio.to_thread(self._try)
@@ -79,7 +81,8 @@ class Owner:
                 metrics.STORE_ERRORS.inc()
                 text = str(explain(error, self._store))
                 logger.error("cannot take the lease; the journal holds what comes", error=text)
-                await asyncio.sleep(_RETRY_SECONDS)
+                pause = min(pause * 2, _MOST_RETRY_SECONDS)
+                await asyncio.sleep(pause)
                 continue
             if rival is None:
                 return

@@ -124,16 +124,25 @@ class Process:
             self._done.release()
 
 
+def one_by_one(runs):
+    """Steps, from runs of steps of one process: how many, what happens at the first, and when."""
+    return [
+        step
+        for number, many, what, seconds in runs
+        for step in [(number, what, seconds), *[(number, "go", 0)] * (many - 1)]
+    ]
+
+
 STEPS = st.lists(
     st.tuples(
         st.integers(0, len(HOLDERS) - 2),
-        st.sampled_from(("go", "go", "go", "go", "go", "release", "unclear", "lost", "late", "kill",
-                         "arrive")),
-        st.sampled_from((0, 0, 0, 0.5, RENEW_SECONDS, 9, 14, LEASE_SECONDS)),
+        st.sampled_from((1, 1, 1, 2, 3, 6, 12)),
+        st.sampled_from(("go",) * 8 + ("release", "unclear", "lost", "late", "kill", "arrive")),
+        st.sampled_from((0,) * 10 + (0.5, 1, RENEW_SECONDS, 9, 14, LEASE_SECONDS)),
     ),
-    min_size=30,
-    max_size=100,
-)  # fmt: skip
+    min_size=10,
+    max_size=60,
+).map(one_by_one)
 
 
 def most_owners(steps, kind=Lease, seen=None):
@@ -167,7 +176,7 @@ def most_owners(steps, kind=Lease, seen=None):
     return most
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_never_two_owners(steps):
     """Inserts that are slow, lost, unclear or late; processes that stand still, die, come back."""
