@@ -37,6 +37,7 @@ class Sealer:
         self._owner = owner
         self._books = books
         self._running = True
+        self._taken = 0.0  # when the last batch was
         self._durable = asyncio.Event()
         self._durable.set()
         committer.on_durable.append(self._durable)
@@ -59,19 +60,22 @@ class Sealer:
     async def _wait_for_batch(self) -> bool:
         """Until a batch is full, or its oldest record has waited long enough; false if there is
         none for a while."""
+        oldest = self._taken  # what waits came after that
         self._durable.clear()
         if not self._log.waiting():
             try:
                 await asyncio.wait_for(self._durable.wait(), _IDLE_SECONDS)
             except TimeoutError:
                 return False
-        until = time.monotonic() + self._seconds
+            oldest = time.monotonic()
+        until = oldest + self._seconds
         while self._log.waiting() < self._rows and (left := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 0.05))
         return True
 
     async def _store_next(self) -> Batch | None:
         await self._owner.held()  # it has also migrated
+        self._taken = time.monotonic()
         batch = await asyncio.to_thread(self._log.seal, self._rows)
         if batch is None:
             return None
