@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from streams import Writer, now_us
 from authz.demo.stack import free_port
 from authz.errors import UsageError
 from authz.journal.chain import policy_notice
+from authz.record import DECIDED
 from authz.store import embedded, migrations
 from authz.store.client import QUERY_ERRORS, connect
 from authz.trust import load_trust
@@ -91,7 +93,7 @@ class Site:
 
     def metric(self, name: str) -> float:
         """A metric without labels; for those that need no label."""
-        with urlopen(f"http://{self.metrics}/metrics", timeout=5) as answer:  # noqa: S310 - ours
+        with urlopen(f"http://{self.metrics}/metrics", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
         return float(next(line for line in lines if line.startswith(name + " ")).split()[1])
 
@@ -271,6 +273,11 @@ def decision(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def metadata(record: dict[str, Any]) -> dict[str, Any]:
+    """What an access repeats of it."""
+    return {key: value for key, value in record.items() if key in DECIDED}
+
+
 def log_message(ids: Sequence[str], *, named: bool) -> bytes:
     """What an Envoy sends of the accesses `ids`."""
     message = StreamAccessLogsMessage()
@@ -287,7 +294,7 @@ def log_message(ids: Sequence[str], *, named: bool) -> bytes:
         common.upstream_remote_address.socket_address.port_value = 80
         said = common.metadata.filter_metadata["envoy.filters.http.ext_authz"]
         said["decision_id"] = name
-        said["authz"] = '{"allowed":true,"subject":"dr.weber"}'
+        said["authz"] = json.dumps(metadata(decision(name)))
         entry.request.request_method = 1
         entry.request.path = "/Patient/1"
         entry.response.response_code.value = 200
@@ -312,7 +319,9 @@ def check(site: Site, feeder: Feeder, seconds: float = _SETTLE_SECONDS) -> Count
         count = Count(verify_store(client, load_trust(site.data_dir / "trust.yaml")))
         count.wrong += _wrong(client, feeder, written)
     report = count.report
-    count.wrong += [f"{finding.kind} {finding.where}: {finding.text}" for finding in report.findings]
+    count.wrong += [
+        f"{finding.kind} {finding.where}: {finding.text}" for finding in report.findings
+    ]
     missing = len(feeder.decided) - report.accesses
     for kind, number in report.gaps.items():
         if kind != "no_access" or number > missing:
@@ -374,7 +383,9 @@ async def health(address: str) -> int:
 async def ready(site: Site, seconds: float = 30) -> None:
     """Until the receiver serves, or has ended."""
     until = time.monotonic() + seconds
-    while site.ended is None and await health(site.address) != health_pb2.HealthCheckResponse.SERVING:
+    while (
+        site.ended is None and await health(site.address) != health_pb2.HealthCheckResponse.SERVING
+    ):
         assert time.monotonic() < until, "the receiver does not come up"
         await asyncio.sleep(0.05)
 

@@ -64,7 +64,9 @@ async def kill_on(
         return feeder
 
 
-def soak(directory: Path, kills: int, seed: int, told: Callable[[str, Feeder], None]) -> Counter[str]:
+def soak(
+    directory: Path, kills: int, seed: int, told: Callable[[str, Feeder], None]
+) -> Counter[str]:
     """All of it; what was killed how often, and how many records there were."""
     random, total = Random(seed), Counter[str]()
     server = Server(directory / "clickhouse")

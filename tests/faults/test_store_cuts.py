@@ -48,9 +48,9 @@ class Batches:
         client = connect(self._through)
         client.connection.send_receive_timeout = timeout
         writer = StoreWriter(client, SIGNER.name)
-        for failures in range(10):
+        for failures in range(10):  # noqa: B007 - it is returned
             try:
-                writer.put(batch.first, batch.records, batch.tiles, batch.note, batch.attachments)
+                writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
                 break
             except QUERY_ERRORS:
                 between()
@@ -153,7 +153,7 @@ def test_held_back_beyond_the_time_out(batches, cutter, point):
 
 @pytest.mark.parametrize("point", ["query", "in data", "data", "done"])
 def test_server_killed_there(tmp_path, clickhouse_of_its_own, point):
-    """kill -9 of the server at that point of the insert, and of the read-back: all is there once."""
+    """kill -9 of the server at that point of insert or read-back: all is there once."""
     server = clickhouse_of_its_own
     with database(server.store) as store:
         cutter = Cutter(store)
