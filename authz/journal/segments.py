@@ -25,6 +25,7 @@ is empty, so that zeros, which a loss of power may leave, are no frame.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -41,6 +42,9 @@ _HEADER = struct.Struct("<8sQ")
 _FRAME = struct.Struct("<II")
 _READ = 1 << 20
 _ROOM = 1 << 20  # bytes that a segment grows by
+_SPARE = (
+    4 << 20
+)  # bytes of the disk, and at most a sixteenth, left to the files that records wait for
 
 
 class JournalError(Exception):
@@ -74,8 +78,11 @@ class Journal:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._max_bytes = max_bytes
-        # Room comes back by whole segments, so there must be several within the bound.
-        self._segment_bytes = min(segment_bytes, max_bytes // 8)
+        # Room comes back by whole segments, so there must be several within the bound and the disk.
+        disk = os.statvfs(directory)
+        disk_bytes = disk.f_blocks * disk.f_frsize
+        self._segment_bytes = min(segment_bytes, max_bytes // 8, disk_bytes // 16)
+        self._spare = min(_SPARE, disk_bytes // 16)
         self._sync = sync
         self._mutex = threading.Lock()
         self._lock = _own(directory)
@@ -172,12 +179,22 @@ class Journal:
         os.close(self._lock)
 
     def _make_room(self, file: int, end: int) -> None:
-        """Have the file reach beyond `end`. Where there is no room, the write will say so."""
-        if end > self._room and self._sync:
-            room = end + min(_ROOM, self._segment_bytes)
-            with contextlib.suppress(OSError):
+        """Have the file reach beyond `end`. Where there is no room, the write will say so.
+
+        The last of the disk is not taken: what empties the journal must write its state, or a full
+        disk would stay full. Raises `OSError`.
+        """
+        if end <= self._room:
+            return
+        disk = os.statvfs(self._directory)
+        left = disk.f_bavail * disk.f_frsize - self._spare - (end - self._room)
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room = end + min(_ROOM, self._segment_bytes, left)
+        with contextlib.suppress(OSError):
+            if self._sync:
                 os.posix_fallocate(file, self._room, room - self._room)
-                self._room = room
+            self._room = room
 
     def _finish_segment(self) -> None:
         if self._file is not None:

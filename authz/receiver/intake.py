@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -61,10 +62,13 @@ class Intake:
         self.received: Counter[str] = Counter()  # access log entries, by Envoy's node
         BLOCKS.set(len(log.blocks.blocks))
 
-    async def settle(self) -> None:
-        """Wait until everything read from a stream is on disk."""
-        while self._keeping:
-            await asyncio.wait(self._keeping)
+    async def settle(self, seconds: float = math.inf) -> int:
+        """Wait until everything read from a stream is on disk, at most `seconds`; returns how many
+        messages are not."""
+        until = time.monotonic() + seconds
+        while self._keeping and (left := until - time.monotonic()) > 0:
+            await asyncio.wait(self._keeping, timeout=None if math.isinf(left) else left)
+        return len(self._keeping)
 
     def handlers(self) -> list["grpc.GenericRpcHandler[Any, Any]"]:
         logs = grpc.stream_unary_rpc_method_handler(self.access_logs)

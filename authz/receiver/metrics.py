@@ -14,6 +14,10 @@ RECORDS = Counter("authz_receiver_records_total", "Records taken into the journa
 STORED = Counter("authz_receiver_stored_total", "Records stored in ClickHouse and read back")
 WAITING = Gauge("authz_receiver_waiting", "Records in the journal that are not stored yet")
 JOURNAL_FILL = Gauge("authz_receiver_journal_fill_ratio", "Used part of the journal's bound")
+JOURNAL_FAILING = Gauge(
+    "authz_receiver_journal_failing",
+    "1 while nothing is taken in: the journal or its disk is full or failing",
+)
 STORE_ERRORS = Counter("authz_receiver_store_errors_total", "Attempts to store that failed")
 TREE_SIZE = Gauge("authz_receiver_tree_size", "Size of the last checkpoint stored")
 STORE_SECONDS = Histogram("authz_receiver_store_seconds", "Time to store and read back a batch")

@@ -80,9 +80,12 @@ async def serve(config: Config) -> None:
         finally:
             await health.leave()
             await server.stop(_GRACE_SECONDS)
-            await intake.settle()
+            until = time.monotonic() + _DRAIN_SECONDS
+            # A full journal gets room while the sealer runs; without a store it never does.
+            if lost := await intake.settle(_DRAIN_SECONDS):
+                logger.error("access log messages are lost: the journal has no room", count=lost)
             await committer.drain()
-            left = await sealer.drain(_DRAIN_SECONDS)
+            left = await sealer.drain(until - time.monotonic())
             logger.info("receiver stopped", left_in_journal=left)
             await running.cancel()
     # A thread may still be storing a batch: its journal and connection stay open until it is done.
@@ -99,6 +102,7 @@ async def _watch(
     """Keep health and metrics true: without its journal the receiver takes nothing in."""
     while True:
         metrics.JOURNAL_FILL.set(journal.fill)
+        metrics.JOURNAL_FAILING.set(committer.failing)
         await health.set(not committer.failing)
         await asyncio.sleep(0.5)
 

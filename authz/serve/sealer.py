@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import structlog
 from clickhouse_driver import Client
@@ -18,6 +20,10 @@ from authz.store.client import QUERY_ERRORS, explain
 from authz.store.writer import StoreWriter
 
 _IDLE_SECONDS = 1
+_DISK_SECONDS = 1  # between two attempts to write
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = structlog.get_logger()
 
@@ -76,7 +82,7 @@ class Sealer:
     async def _store_next(self) -> Batch | None:
         await self._owner.held()  # it has also migrated
         self._taken = time.monotonic()
-        batch = await asyncio.to_thread(self._log.seal, self._rows)
+        batch = await self._insist(self._log.seal, self._rows)
         if batch is None:
             return None
         metrics.WAITING.set(self._log.waiting())
@@ -89,11 +95,21 @@ class Sealer:
                 with attempt:
                     await self._owner.held()
                     await asyncio.to_thread(self._put, batch)
-        await asyncio.to_thread(self._log.finish, batch)
+        await self._insist(self._log.finish, batch)
         metrics.STORED.inc(len(batch.records))
         metrics.TREE_SIZE.set(self._log.stored.tree.size)
         metrics.WAITING.set(self._log.waiting())
         return batch
+
+    async def _insist(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `step` returns, which writes to our disk, once that takes it: a full one may get
+        room, and what is stored by then makes some."""
+        while True:
+            try:
+                return await asyncio.to_thread(step, *args, **kwargs)
+            except OSError as error:
+                logger.error("cannot write the log's state", error=error.strerror)
+                await asyncio.sleep(_DISK_SECONDS)
 
     def _put(self, batch: Batch) -> None:
         self._writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
