@@ -1,4 +1,4 @@
-"""``authz verify``, ``authz migrate``, ``authz config``."""
+"""``authz verify``, ``authz config``."""
 
 import base64
 import json
@@ -55,17 +55,6 @@ def verify(
     else:
         show(report, Console())
     raise typer.Exit(0 if report.verified else 1)
-
-
-@app.command()
-def migrate(file: ConfigFile = None, store: Store = None) -> None:
-    """Bring the database's schema to this program's version. Safe to repeat."""
-    url = _store(file, store)
-    try:
-        applied = migrations.migrate(connect(url))
-    except QUERY_ERRORS as error:
-        raise explain(error, url) from None
-    print(f"schema {migrations.VERSION}: " + ("migrated" if applied else "nothing to do"))
 
 
 @app.command("config")

@@ -6,13 +6,12 @@ revision yet; should two receivers insert the same at the same moment, Replacing
 their rows, which are the same but for `first_seen`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clickhouse_driver import Client
-
 from authz.record import Entry, Record, is_policy, sealing_key_id
+from authz.store.copies import Copies
 
 _INSERT_SEALED = (
     "INSERT INTO sealed_originals"
@@ -40,16 +39,16 @@ class Attachments:
 
 
 def put(
-    client: Client, origin: str, found: Attachments, query_ids: Iterator[str], *, unclear: bool
+    copies: Copies, origin: str, found: Attachments, query_ids: Iterator[str], *, unclear: bool
 ) -> None:
     """Insert them, each statement under the next of `query_ids`; if it is `unclear` what an
     earlier attempt left, only those that are not there."""
     rows = found.sealed
     if rows and unclear:
-        there = _indexes(client, origin, rows)
+        there = _indexes(copies.found, origin, rows)
         rows = [row for row in rows if _int(row[0], "index") not in there]
     if rows:
-        client.execute(
+        copies.client.execute(
             _INSERT_SEALED,
             [
                 (
@@ -60,23 +59,26 @@ def put(
             ],
             query_id=next(query_ids),
         )  # fmt: skip
-    if missing := found.policies.keys() - _revisions(client, found.policies):
-        client.execute(
+    if missing := found.policies.keys() - _revisions(copies.found, found.policies):
+        copies.client.execute(
             _INSERT_POLICIES,
             [(revision, *found.policies[revision]) for revision in sorted(missing)],
             query_id=next(query_ids),
         )
 
 
-def read_back(client: Client, origin: str, found: Attachments) -> None:
-    """Raises `OSError` unless all of them are there."""
-    lost = len(found.sealed) - len(_indexes(client, origin, found.sealed))
-    lost += len(found.policies.keys() - _revisions(client, found.policies))
+def read_back(copies: Copies, origin: str, found: Attachments) -> None:
+    """Raises `OSError` unless all of them are kept."""
+    lost = len(found.sealed) - len(_indexes(copies.kept, origin, found.sealed))
+    lost += len(found.policies.keys() - _revisions(copies.kept, found.policies))
     if lost:
         raise OSError(f"{lost} of the attachments inserted are not there")
 
 
-def _indexes(client: Client, origin: str, rows: Sequence[tuple[Record, bytes]]) -> set[int]:
+_Look = Callable[[str, str, str, Mapping[str, Any]], set[Any]]
+
+
+def _indexes(look: _Look, origin: str, rows: Sequence[tuple[Record, bytes]]) -> set[int]:
     """Which of the sealed inputs `rows`, in index order, are in the table."""
     if not rows:
         return set()
@@ -84,23 +86,19 @@ def _indexes(client: Client, origin: str, rows: Sequence[tuple[Record, bytes]]) 
     first, last = rows[0][0], rows[-1][0]
     values: dict[str, Any] = {"origin": origin, "first": min(wanted), "last": max(wanted)}
     values |= {"from": _int(first, "sealed_at"), "to": _int(last, "sealed_at")}
-    found: Iterable[tuple[int]] = client.execute(
-        "SELECT DISTINCT index FROM sealed_originals"
-        " WHERE origin = %(origin)s AND index >= %(first)s AND index <= %(last)s"
+    there = (
+        "origin = %(origin)s AND index >= %(first)s AND index <= %(last)s"
         " AND sealed_at >= fromUnixTimestamp64Micro(%(from)s, 'UTC')"
-        " AND sealed_at <= fromUnixTimestamp64Micro(%(to)s, 'UTC')",
-        values,
+        " AND sealed_at <= fromUnixTimestamp64Micro(%(to)s, 'UTC')"
     )
-    return wanted & {row[0] for row in found}
+    return wanted & look("sealed_originals", "index", there, values)
 
 
-def _revisions(client: Client, wanted: Iterable[str]) -> set[str]:
+def _revisions(look: _Look, wanted: Iterable[str]) -> set[str]:
     names = sorted(wanted)
     if not names:
         return set()
-    query = "SELECT DISTINCT revision FROM policies WHERE revision IN %(names)s"
-    found: Iterable[tuple[str]] = client.execute(query, {"names": names})
-    return {row[0] for row in found}
+    return look("policies", "revision", "revision IN %(names)s", {"names": names})
 
 
 def _int(record: Record, name: str) -> int:

@@ -12,6 +12,21 @@ from authz.errors import AuthzError, UnavailableError, UsageError
 # What a query raises: the driver's own errors, and bare ones from a broken socket.
 QUERY_ERRORS = (ClickHouseError, EOFError, OSError)
 
+# An answer means that it is done. In a cluster: done on the row's own shard, by most of the servers
+# there; whatever server is asked, a shard's first one is written and read, while it is up and has
+# all, so that who reads sees what was written. Whether a row is there already is ours to know:
+# ClickHouse would also take one for there that was lost.
+_SETTINGS = {
+    "async_insert": 0,
+    "distributed_foreground_insert": 1,
+    "insert_quorum": "auto",
+    "insert_quorum_timeout": 30_000,
+    "insert_deduplicate": 0,
+    "load_balancing": "in_order",
+    "prefer_localhost_replica": 0,
+    "max_replica_delay_for_distributed_queries": 1,
+}
+
 
 def connect(url: str, **settings: object) -> Client:
     """A client for `url`, ``clickhouse://user:password@host:9000/database?secure=true``.
@@ -36,7 +51,7 @@ def connect(url: str, **settings: object) -> Client:
         ) from None
     client.connection.connect_timeout = 5
     client.connection.send_receive_timeout = 60
-    client.settings |= {"async_insert": 0, **settings}
+    client.settings |= {**_SETTINGS, **settings}
     return client
 
 

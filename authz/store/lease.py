@@ -45,26 +45,27 @@ from typing import Any
 from clickhouse_driver import Client
 
 from authz.store.client import QUERY_ERRORS
+from authz.store.layout import Table
 
 LEASE_SECONDS = 20
 RENEW_SECONDS = 5
 _MARGIN = 5
 
-# The whole of the migration. On a cluster: ReplicatedMergeTree with one path for all nodes, so not
-# by shard, and no Distributed table: each node has all claims.
-STATEMENTS = (
-    """CREATE TABLE IF NOT EXISTS leases (
-  origin LowCardinality(String),
-  holder String,
-  process String,
-  number UInt64,
-  who String,
-  owns Bool,
-  taken DateTime64(6, 'UTC'),
-  until DateTime64(6, 'UTC')
-) ENGINE = MergeTree ORDER BY (origin, process, number)
-TTL toDateTime(until) + INTERVAL 1 DAY
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1""",
+# The whole of the migration. Each server of a cluster has all claims.
+TABLE = Table(
+    "leases",
+    (
+        "origin LowCardinality(String)",
+        "holder String",
+        "process String",
+        "number UInt64",
+        "who String",
+        "owns Bool",
+        "taken DateTime64(6, 'UTC')",
+        "until DateTime64(6, 'UTC')",
+    ),
+    "MergeTree",
+    "ORDER BY (origin, process, number) TTL toDateTime(until) + INTERVAL 1 DAY",
 )
 
 # On a cluster an insert is acknowledged when most replicas have it, one insert after the other, and

@@ -1,16 +1,25 @@
 """The schema, as numbered migrations. Each statement is safe to repeat; none edits an older one.
 
-`migrate` brings a database to `VERSION`; a database that is newer than this program is refused.
+One list, rendered for one server or for a cluster (`Layout`). `migrate` brings a database to
+`VERSION`; a database that is newer than this program is refused.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, ServerException
 
 from authz.errors import UsageError
-from authz.record import FIELDS
-from authz.store import lease
+from authz.record import FIELDS, Field
+from authz.store import layout, lease
+from authz.store.layout import Layout, Table
+
+
+def _columns(fields: Iterable[Field]) -> list[str]:
+    return [f"`{field.name}` {field.column}" for field in fields]
+
 
 # Rows are kept in log order: what is verified, exported and inserted comes so, and since `index`
 # grows with time, a range of time is a range of rows. Look-ups go by the skip indexes.
@@ -25,53 +34,88 @@ _INDEXES = (
     "INDEX by_kind kind TYPE set(8) GRANULARITY 1",
 )
 
-# The journal is trimmed on the strength of what ClickHouse says it has: it must be on disk.
-_SYNCED = "fsync_after_insert = 1, fsync_part_directory = 1"
+_AUDIT_LOG = Table(
+    "audit_log",
+    _columns(field for field in FIELDS if field.since == 1),
+    "MergeTree",
+    "PARTITION BY toYYYYMM(sealed_at) ORDER BY (origin, index)",
+    indexes=_INDEXES,
+)
 
-_AUDIT_LOG = """CREATE TABLE IF NOT EXISTS audit_log (
-  {columns},
-  {indexes}
-) ENGINE = MergeTree
-PARTITION BY toYYYYMM(sealed_at)
-ORDER BY (origin, index)
-SETTINGS index_granularity = 8192, {synced}"""
-
-_CHECKPOINTS = f"""CREATE TABLE IF NOT EXISTS checkpoints (
-  origin LowCardinality(String),
-  size UInt64,
-  note String,
-  written_at DateTime64(6, 'UTC') DEFAULT now64(6)
-) ENGINE = MergeTree ORDER BY (origin, size) SETTINGS {_SYNCED}"""
+_CHECKPOINTS = Table(
+    "checkpoints",
+    (
+        "origin LowCardinality(String)",
+        "size UInt64",
+        "note String",
+        "written_at DateTime64(6, 'UTC') DEFAULT now64(6)",
+    ),
+    "MergeTree",
+    "ORDER BY (origin, size)",
+)
 
 # One row per tile and width: a wider tile replaces its narrower self at merges.
-_TILES = f"""CREATE TABLE IF NOT EXISTS tiles (
-  origin LowCardinality(String),
-  level UInt8,
-  `index` UInt64,
-  width UInt16,
-  data String CODEC(NONE)
-) ENGINE = ReplacingMergeTree(width) ORDER BY (origin, level, index) SETTINGS {_SYNCED}"""
+_TILES = Table(
+    "tiles",
+    (
+        "origin LowCardinality(String)",
+        "level UInt8",
+        "`index` UInt64",
+        "width UInt16",
+        "data String CODEC(NONE)",
+    ),
+    "ReplacingMergeTree(width)",
+    "ORDER BY (origin, level, index)",
+)
 
-_POLICIES = f"""CREATE TABLE IF NOT EXISTS policies (
-  revision String,
-  path String,
-  text String CODEC(ZSTD(3)),
-  first_seen DateTime64(6, 'UTC') DEFAULT now64(6)
-) ENGINE = ReplacingMergeTree ORDER BY (revision, path) SETTINGS {_SYNCED}"""
+# The same text from two receivers comes to one shard, and is folded there.
+_POLICIES = Table(
+    "policies",
+    (
+        "revision String",
+        "path String",
+        "text String CODEC(ZSTD(3))",
+        "first_seen DateTime64(6, 'UTC') DEFAULT now64(6)",
+    ),
+    "ReplacingMergeTree",
+    "ORDER BY (revision, path)",
+    shard="cityHash64(revision)",
+)
 
-_SEALED_ORIGINALS = f"""CREATE TABLE IF NOT EXISTS sealed_originals (
-  decision_id String,
-  sealed_at DateTime64(6, 'UTC'),
-  key_id LowCardinality(String),
-  ciphertext String CODEC(NONE)
-) ENGINE = MergeTree PARTITION BY toYYYYMM(sealed_at) ORDER BY decision_id SETTINGS {_SYNCED}"""
+_SEALED_ORIGINALS = Table(
+    "sealed_originals",
+    (
+        "decision_id String",
+        "sealed_at DateTime64(6, 'UTC')",
+        "key_id LowCardinality(String)",
+        "ciphertext String CODEC(NONE)",
+    ),
+    "MergeTree",
+    "PARTITION BY toYYYYMM(sealed_at) ORDER BY decision_id",
+)
 
+_ACTIVITY = Table(
+    "activity_hourly",
+    (
+        "hour DateTime('UTC')",
+        "tenant LowCardinality(String)",
+        "subject String",
+        "resource_type LowCardinality(String)",
+        "action LowCardinality(String)",
+        "allowed Bool",
+        "decisions SimpleAggregateFunction(sum, UInt64)",
+    ),
+    "AggregatingMergeTree",
+    "PARTITION BY toYYYYMM(hour) ORDER BY (hour, tenant, subject, resource_type, action, allowed)",
+    shard="",
+)
 
-def _audit_log() -> str:
-    fields = [field for field in FIELDS if field.since == 1]
-    columns = ",\n  ".join(f"`{field.name}` {field.column}" for field in fields)
-    return _AUDIT_LOG.format(columns=columns, indexes=",\n  ".join(_INDEXES), synced=_SYNCED)
-
+_VERSIONS = Table(
+    "schema_versions",
+    ("version UInt32", "applied_at DateTime64(6, 'UTC') DEFAULT now64(6)"),
+    "MergeTree",
+    "ORDER BY version",
+)
 
 # A view's columns are those that its table had when the view was made.
 _KINDS = {
@@ -83,82 +127,85 @@ _KINDS = {
 }
 
 
-def _views(create: str) -> list[str]:
+def _views(form: Layout, create: str) -> list[str]:
+    log = form.name("audit_log")
     told = [
-        f"{create} {name} AS SELECT * FROM audit_log WHERE kind = '{kind}'"
+        form.view(create, name, f"SELECT * FROM {log} WHERE kind = '{kind}'")
         for name, kind in _KINDS.items()
     ]
-    return [*told, f"{create} requests AS {_REQUESTS}"]
+    requests = _REQUESTS.format(log=log, not_in=form.not_in_other)
+    return [*told, form.view(create, "requests", requests)]
 
 
 # Accesses carry their decision's values, so no join is needed; a decision stands for itself until
-# (or unless) its access arrives.
-_REQUESTS = """SELECT * FROM audit_log
-WHERE kind = 'access' OR (kind = 'decision' AND decision_id NOT IN (
-  SELECT decision_id FROM audit_log WHERE kind = 'access' AND decision_id != ''))"""
+# (or unless) its access arrives, which may be in another log.
+_REQUESTS = """SELECT * FROM {log}
+WHERE kind = 'access' OR (kind = 'decision' AND decision_id {not_in} (
+  SELECT decision_id FROM {log} WHERE kind = 'access' AND decision_id != ''))"""
 
-_ACTIVITY = f"""CREATE TABLE IF NOT EXISTS activity_hourly (
-  hour DateTime('UTC'),
-  tenant LowCardinality(String),
-  subject String,
-  resource_type LowCardinality(String),
-  action LowCardinality(String),
-  allowed Bool,
-  decisions SimpleAggregateFunction(sum, UInt64)
-) ENGINE = AggregatingMergeTree PARTITION BY toYYYYMM(hour)
-ORDER BY (hour, tenant, subject, resource_type, action, allowed) SETTINGS {_SYNCED}"""
-
-_ACTIVITY_VIEW = """CREATE MATERIALIZED VIEW IF NOT EXISTS activity_hourly_feed
-TO activity_hourly AS
-SELECT toStartOfHour(time) AS hour, tenant, subject, resource_type, action, allowed,
-  count() AS decisions
-FROM audit_log WHERE kind = 'decision'
+_ACTIVITY_FEED = """SELECT toStartOfHour(time) AS hour, tenant, subject, resource_type, action,
+  allowed, count() AS decisions
+FROM {log} WHERE kind = 'decision'
 GROUP BY hour, tenant, subject, resource_type, action, allowed"""
 
 
-def _first() -> list[str]:
-    tables = [_audit_log(), _CHECKPOINTS, _TILES, _POLICIES, _SEALED_ORIGINALS]
-    return [*tables, *_views("CREATE VIEW IF NOT EXISTS"), _ACTIVITY, _ACTIVITY_VIEW]
+def _first(form: Layout) -> list[str]:
+    return [
+        *form.begin(),
+        *form.table(_AUDIT_LOG),
+        *form.table(_CHECKPOINTS),
+        *form.table(_TILES),
+        *form.table(_POLICIES),
+        form.rows_of(_SEALED_ORIGINALS),  # in front of a cluster's: `_attachments`
+        *_views(form, "CREATE VIEW IF NOT EXISTS"),
+        *form.table(_ACTIVITY),
+        form.feed(
+            "activity_hourly_feed", _ACTIVITY.name,
+            _ACTIVITY_FEED.format(log=form.rows(_AUDIT_LOG.name)),
+        ),
+        form.copied(_VERSIONS),
+    ]  # fmt: skip
 
 
-def _add_columns(since: int) -> list[str]:
+def _add_columns(form: Layout, since: int) -> list[str]:
     """The fields that schema version `since` of the record brought, and views that show them."""
-    fields = [field for field in FIELDS if field.since == since]
-    added = [f"ADD COLUMN IF NOT EXISTS `{field.name}` {field.column}" for field in fields]
-    return [f"ALTER TABLE audit_log {', '.join(added)}", *_views("CREATE OR REPLACE VIEW")]
+    fields = _columns(field for field in FIELDS if field.since == since)
+    added = [f"ADD COLUMN IF NOT EXISTS {field}" for field in fields]
+    return [*form.alter_columns("audit_log", added), *_views(form, "CREATE OR REPLACE VIEW")]
 
 
 # Sealed inputs expire by themselves where the operator sets a TTL; a whole month goes at once. The
 # decisions' ids grow with time, as `index` does, so the skip index finds a range in few granules.
-_SEALED_BY_INDEX = (
-    "ALTER TABLE sealed_originals ADD COLUMN IF NOT EXISTS origin LowCardinality(String)",
-    "ALTER TABLE sealed_originals ADD COLUMN IF NOT EXISTS `index` UInt64",
-    "ALTER TABLE sealed_originals ADD INDEX IF NOT EXISTS by_index `index` TYPE minmax",
-    "ALTER TABLE sealed_originals MODIFY SETTING ttl_only_drop_parts = 1",
+_SEALED_BY_INDEX = ("origin LowCardinality(String)", "`index` UInt64")
+_SEALED_STORAGE = (
+    "ADD INDEX IF NOT EXISTS by_index `index` TYPE minmax",
+    "MODIFY SETTING ttl_only_drop_parts = 1",
 )
 
 
-def _attachments() -> list[str]:
+def _attachments(form: Layout) -> list[str]:
     """What records carry along."""
-    return [*_add_columns(2), *_SEALED_BY_INDEX]
+    added = [f"ADD COLUMN IF NOT EXISTS {column}" for column in _SEALED_BY_INDEX]
+    whole = replace(_SEALED_ORIGINALS, columns=(*_SEALED_ORIGINALS.columns, *_SEALED_BY_INDEX))
+    return [
+        *_add_columns(form, 2),
+        *(form.alter_rows("sealed_originals", change) for change in (*added, *_SEALED_STORAGE)),
+        *form.front_of(whole),
+    ]
 
 
-def _deciders() -> list[str]:
+def _deciders(form: Layout) -> list[str]:
     """Which writer's decision an access repeats."""
-    return _add_columns(3)
+    return _add_columns(form, 3)
 
 
-def _leases() -> list[str]:
+def _leases(form: Layout) -> list[str]:
     """Who owns which log."""
-    return list(lease.STATEMENTS)
+    return [form.copied(lease.TABLE)]
 
 
-MIGRATIONS: tuple[Callable[[], list[str]], ...] = (_first, _attachments, _deciders, _leases)
+MIGRATIONS: tuple[Callable[[Layout], list[str]], ...] = (_first, _attachments, _deciders, _leases)
 VERSION = len(MIGRATIONS)
-
-_VERSIONS = """CREATE TABLE IF NOT EXISTS schema_versions (
-  version UInt32, applied_at DateTime64(6, 'UTC') DEFAULT now64(6)
-) ENGINE = MergeTree ORDER BY version"""
 
 
 def version(client: Client) -> int:
@@ -185,19 +232,47 @@ def check(client: Client) -> None:
         )
 
 
-def migrate(client: Client) -> list[int]:
-    """Bring the database to `VERSION`; returns the versions applied. Safe to repeat at any point.
+def migrate(client: Client, cluster: str | None = None) -> list[int]:
+    """Bring the database to `VERSION`; returns the versions applied. Safe to repeat at any point,
+    and for several processes at once. Changes nothing, and needs no right to, if it is there.
 
-    Raises `UsageError` for a newer schema.
+    An empty database becomes `cluster`'s, if one is named; later the database says so itself.
+    Raises `UsageError` for a newer schema, or one that was made in another form.
     """
     found = version(client)
     if found > VERSION:
         check(client)
-    client.execute(_VERSIONS)
+    if found == VERSION and cluster is None:
+        return []
+    form = layout.of(client, cluster)
+    if found and form.cluster is not None:
+        _join(client, form, found)
     applied = []
     for number in range(found + 1, VERSION + 1):
-        for statement in MIGRATIONS[number - 1]():
+        for statement in MIGRATIONS[number - 1](form):
             client.execute(statement)
         client.execute("INSERT INTO schema_versions (version) VALUES", [(number,)])
         applied.append(number)
     return applied
+
+
+_CREATED = re.compile(r"CREATE (?:OR REPLACE )?[A-Z ]*?(?:IF NOT EXISTS )?`[^`]+`\.(\w+) ")
+
+
+def _join(client: Client, form: Layout, found: int) -> None:
+    """Give servers that the cluster has got since the schema's tables, as they are here by now: an
+    older migration would make a replica whose columns are not its shard's."""
+    ours = {
+        made[1]
+        for migration in MIGRATIONS[:found]
+        for statement in migration(form)
+        if (made := _CREATED.match(statement))
+    }
+    query = (
+        "SELECT create_table_query FROM system.tables"
+        " WHERE database = currentDatabase() AND name IN %(ours)s"
+        " ORDER BY indexOf(['View', 'MaterializedView'], engine), name"
+    )
+    here = [form.repeated(row[0]) for row in client.execute(query, {"ours": sorted(ours)})]
+    for statement in [*form.begin(), *here]:
+        client.execute(statement)

@@ -4,12 +4,13 @@ A row is made from its leaf by the database itself: what is inserted is the text
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clickhouse_driver import Client
 
 from authz.record import FIELDS, Record, text
+from authz.store.copies import Copies
 
 _NAMES = tuple(field.name for field in FIELDS)
 _TYPES = {
@@ -83,21 +84,16 @@ def _escaped(value: Any) -> Any:
     return value
 
 
-def indexes(client: Client, origin: str, first: int, end: int) -> set[int]:
+_RANGE = "origin = %(origin)s AND index >= %(first)s AND index < %(end)s"
+
+
+def indexes(copies: Copies, origin: str, first: int, end: int) -> set[int]:
     """Which indexes of a range are in the table."""
-    rows: Iterable[tuple[int]] = client.execute(
-        "SELECT DISTINCT index FROM audit_log"
-        " WHERE origin = %(origin)s AND index >= %(first)s AND index < %(end)s",
-        {"origin": origin, "first": first, "end": end},
-    )
-    return {row[0] for row in rows}
+    values = {"origin": origin, "first": first, "end": end}
+    return copies.found("audit_log", "index", _RANGE, values)
 
 
-def count(client: Client, origin: str, first: int, end: int) -> int:
-    """How many different indexes of a range are in the table."""
-    [(found,)] = client.execute(
-        "SELECT uniqExact(index) FROM audit_log"
-        " WHERE origin = %(origin)s AND index >= %(first)s AND index < %(end)s",
-        {"origin": origin, "first": first, "end": end},
-    )
-    return int(found)
+def count(copies: Copies, origin: str, first: int, end: int) -> int:
+    """How many different indexes of a range are kept."""
+    values = {"origin": origin, "first": first, "end": end}
+    return copies.count_kept("audit_log", "index", _RANGE, values)

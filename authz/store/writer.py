@@ -1,9 +1,9 @@
 """Into ClickHouse exactly once, without trusting its deduplication.
 
 A batch is rows `first` to `end` of one origin. After an answer that is not a clear yes, whatever
-query may still be running is stopped, the range is read back from the same server, and only what
-is missing is inserted; so it is with the records' attachments. Tiles and checkpoints may be written
-twice: the same row again is harmless.
+query may still be running is stopped, the range is read back from where it is to be (`copies`), and
+only what is missing is inserted; so it is with the records' attachments. Tiles and checkpoints may
+be written twice: the same row again is harmless.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from clickhouse_driver import Client
 
 from authz.ledger import Tile
 from authz.record import Entry
-from authz.store import attachments, rows
+from authz.store import attachments, copies, rows
 from authz.store.client import QUERY_ERRORS
 
 
@@ -30,6 +30,7 @@ class StoreWriter:
         self._origin = origin
         self._check = check
         self._attempts = itertools.count()
+        self._copies: copies.Copies  # as of the last time that it was unclear what is there
         self._unclear = True  # an earlier process may have left an insert running
 
     def put(
@@ -46,17 +47,18 @@ class StoreWriter:
         ids = (f"{_prefix(self._origin)}{first}-{end}:{number}" for number in self._attempts)
         try:
             if self._unclear:
-                stop_running(self._client, self._origin)
+                self._copies = copies.of(self._client)
+                self._copies.stop(_prefix(self._origin))
             self._check()
             self._put_rows(first, end, leaves, next(ids))
             self._check()
-            attachments.put(self._client, self._origin, found, ids, unclear=self._unclear)
+            attachments.put(self._copies, self._origin, found, ids, unclear=self._unclear)
             self._check()
             self._put_tiles(tiles)
             self._check()
             self._put_checkpoint(end, note)
             self._read_back(first, end)
-            attachments.read_back(self._client, self._origin, found)
+            attachments.read_back(self._copies, self._origin, found)
         except QUERY_ERRORS:
             self._unclear = True
             self._client.disconnect()
@@ -65,7 +67,7 @@ class StoreWriter:
 
     def _put_rows(self, first: int, end: int, leaves: Sequence[bytes], query_id: str) -> None:
         if self._unclear:
-            present = rows.indexes(self._client, self._origin, first, end)
+            present = rows.indexes(self._copies, self._origin, first, end)
             leaves = [leaf for index, leaf in enumerate(leaves, first) if index not in present]
         if leaves:
             rows.insert(self._client, leaves, query_id)
@@ -83,17 +85,17 @@ class StoreWriter:
         )
 
     def _read_back(self, first: int, end: int) -> None:
-        present = rows.count(self._client, self._origin, first, end)
+        present = rows.count(self._copies, self._origin, first, end)
         if present != end - first:
             raise OSError(f"{end - first - present} of the rows inserted are not there")
 
 
 def stop_running(client: Client, origin: str) -> None:
-    """Make sure no insert into `origin`'s log is still under way on the server."""
-    client.execute(
-        "KILL QUERY WHERE user = currentUser() AND startsWith(query_id, %(prefix)s) SYNC",
-        {"prefix": _prefix(origin)},
-    )
+    """Make sure no insert into `origin`'s log is still under way.
+
+    Raises `OSError` while one is on another server of a cluster than ours.
+    """
+    copies.of(client).stop(_prefix(origin))
 
 
 def _prefix(origin: str) -> str:

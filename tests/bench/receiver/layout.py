@@ -12,7 +12,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -30,6 +30,7 @@ from authz.record import FIELDS, Record, Value, form
 from authz.record.resource import Resources
 from authz.store import embedded, migrations, rows
 from authz.store.client import connect
+from authz.store.layout import Layout as Form
 from tests.bench.receiver.parts import cpu_seconds
 from tests.bench.receiver.replay import Request, World, message
 
@@ -256,16 +257,17 @@ def _columns(client: Client, records: Sequence[Record], _: Sequence[bytes]) -> N
 
 def weigh(client: Client, layout: Layout) -> dict[str, float]:
     """Bytes by column, of indexes together, and of all on disk."""
-    statement = migrations._audit_log()
     columns = {f.name: layout.columns.get(f.name, f.column) for f in FIELDS}
-    indexes = migrations._INDEXES if layout.indexes is None else layout.indexes
-    told = ", ".join(f"`{name}` {column}" for name, column in columns.items())
-    told = ", ".join([told, *indexes])
-    tail = statement[statement.index(") ENGINE") :].replace("origin, index", layout.order)
-    if layout.settings:
-        tail = tail.replace("index_granularity = 8192, ", "") + layout.settings
+    ours = migrations._AUDIT_LOG
+    tried = replace(
+        ours,
+        name="tried",
+        columns=[f"`{name}` {column}" for name, column in columns.items()],
+        indexes=ours.indexes if layout.indexes is None else layout.indexes,
+        order=ours.order.replace("origin, index", layout.order),
+    )
     client.execute("DROP TABLE IF EXISTS tried SYNC")
-    client.execute(f"CREATE TABLE tried ({told} {tail}")
+    client.execute(Form("").rows_of(tried) + layout.settings)
     values = ", ".join(layout.values.get(f.name, f"`{f.name}`") for f in FIELDS)
     began = time.monotonic()
     client.execute(f"INSERT INTO tried SELECT {values} FROM audit_log")

@@ -1,0 +1,112 @@
+"""Two embedded ClickHouse servers, and a migration of them as one cluster.
+
+The engine in the wheel has ClickHouse's clusters, Distributed tables and Keeper's client, but not
+Keeper itself, the queue of ON CLUSTER, or the exchange of parts between replicas. So three things
+are played here, and nothing else: ON CLUSTER is this loop over the servers; a Replicated engine is
+the engine that it replicates; and what replication would copy, a test copies.
+"""
+
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from authz.store import embedded
+from authz.store.client import connect
+
+SHARDS = "two"  # each server is a shard
+REPLICAS = "twin"  # both are the replicas of one shard
+
+_CLUSTER = """<{name}><secret>between servers</secret>{shards}</{name}>"""
+_SHARD = "<shard><internal_replication>true</internal_replication>{replicas}</shard>"
+_REPLICA = "<replica><host>127.0.0.1</host><port>{port}</port></replica>"
+
+_MORE = """<remote_servers>{clusters}</remote_servers>
+<zookeeper><implementation>testkeeper</implementation></zookeeper>
+<macros><shard>{number}</shard><replica>server{number}</replica></macros>
+"""
+_USER = """<{name}>
+  <password>{name}</password><networks><ip>127.0.0.1</ip></networks>
+  <profile>default</profile><quota>default</quota>
+  <grants>{grants}</grants>
+</{name}>
+"""
+
+_ON_CLUSTER = re.compile(r" ON CLUSTER '\w+'")
+_REPLICATED = re.compile(r"Replicated(\w*MergeTree)\('[^']*', '[^']*'(?:, )?")
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The administrators' URLs of both servers, without a database."""
+
+    urls: tuple[str, ...]
+    running: tuple[embedded.Embedded, ...]
+
+
+def played(statement: str) -> str:
+    """A cluster's statement as one server of it can run it."""
+    return _REPLICATED.sub(r"\1(", _ON_CLUSTER.sub("", statement))
+
+
+class OnEach:
+    """A connection to the first server, which runs what is ON CLUSTER on all."""
+
+    def __init__(self, urls):
+        self.clients = [connect(url) for url in urls]
+
+    def execute(self, query, *args, **kwargs):
+        first, *others = self.clients
+        if " ON CLUSTER " in query or "INSERT INTO schema_versions" in query:
+            query = played(query)
+            for other in others:
+                if "INSERT" not in query or other.execute("EXISTS schema_versions") == [(1,)]:
+                    other.execute(query, *args, **kwargs)
+        return first.execute(query, *args, **kwargs)
+
+    def close(self):
+        for client in self.clients:
+            client.disconnect()
+
+
+@contextmanager
+def start(directory: Path, grants: Mapping[str, Sequence[str]]) -> Iterator[Servers]:
+    """Both servers, each knowing the clusters, with a Keeper of its own in memory; and users
+    with `grants`, whose passwords are their names."""
+    ports = [_free_port() for _ in range(2)]
+    replicas = [_REPLICA.format(port=port) for port in ports]
+    shards = {SHARDS: [_SHARD.format(replicas=replica) for replica in replicas]}
+    shards[REPLICAS] = [_SHARD.format(replicas="".join(replicas))]
+    known = [_CLUSTER.format(name=name, shards="".join(each)) for name, each in shards.items()]
+    users = [
+        _USER.format(name=name, grants="".join(f"<query>{grant}</query>" for grant in theirs))
+        for name, theirs in grants.items()
+    ]
+    running: list[embedded.Embedded] = []
+    try:
+        for number, port in enumerate(ports, 1):
+            config = _MORE.format(clusters="".join(known), number=number)
+            with pytest.MonkeyPatch.context() as patch:
+                for name, text, end in (
+                    ("_CONFIG", config, "</clickhouse>"),
+                    ("_USERS", "".join(users), "  </users>"),
+                ):
+                    plain = getattr(embedded, name)
+                    patch.setattr(embedded, name, plain.replace(end, text + end))
+                running.append(embedded.start(directory / str(number), tcp=port))
+        urls = tuple(server.store.rpartition("/")[0] for server in running)
+        yield Servers(urls, tuple(running))
+    finally:
+        for server in running:
+            server.process.kill()  # a clean stop waits for the connections between them
+            server.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
