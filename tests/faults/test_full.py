@@ -182,8 +182,8 @@ class Checks:
                 request_serializer=auth.CheckRequest.SerializeToString,
                 response_deserializer=auth.CheckResponse.FromString,
             )
-            return [answer.denied_response.status.code
-                    for answer in await asyncio.gather(*[ask(request()) for _ in range(count)])]  # fmt: skip
+            answers = await asyncio.gather(*[ask(request()) for _ in range(count)])
+            return [answer.denied_response.status.code for answer in answers]
 
 
 def request():
