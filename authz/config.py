@@ -43,6 +43,13 @@ _EXAMPLES = "host:port (127.0.0.1:9191, [::1]:9191)"
 
 HostPort = Annotated[str, _form(_HOST_PORT, _EXAMPLES)]
 Address = Annotated[str, _form(rf"unix:///.+|{_HOST_PORT}", f"{_EXAMPLES} or unix:///path")]
+Admin = Annotated[
+    str,
+    _form(
+        rf"unix:///.+|http://{_HOST_PORT}",
+        "http://host:port (http://127.0.0.1:9901) or unix:///path",
+    ),
+]
 Decision = Annotated[
     str, _form(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)+", "package and rule, such as envoy/authz/allow")
 ]
@@ -137,6 +144,11 @@ class Receiver(_Section):
     )
     writer_patience_seconds: float = Field(
         600, gt=0, description="how long a writer may be away until it is told as lost"
+    )
+    envoy_admins: tuple[Admin, ...] = Field(
+        (),
+        description="admin interfaces (http://host:port, unix:///path) of Envoys whose whole access"
+        " log comes to this receiver: what they lose is told",
     )
 
 

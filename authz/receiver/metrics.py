@@ -9,6 +9,7 @@ ENTRIES = Counter(
 LOST_MESSAGES = Counter(
     "authz_receiver_unreadable_messages_total", "Access log messages that could not be parsed"
 )
+ENVOY_UP = Gauge("authz_receiver_envoy_up", "Whether this admin interface answered", ["admin"])
 BLOCKS = Gauge("authz_receiver_blocks", "Blocks held, those that expired lately included")
 RECORDS = Counter("authz_receiver_records_total", "Records taken into the journal", ["from"])
 STORED = Counter("authz_receiver_stored_total", "Records stored in ClickHouse and read back")
