@@ -49,7 +49,6 @@ class Log:
             StreamAccessLogsResponse.SerializeToString,
         )
         service = grpc.method_handlers_generic_handler(_ALS, {"StreamAccessLogs": handler})
-        # Also the port that was left a moment ago.
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers([service])
         self._server.add_insecure_port(self.listen)
@@ -69,6 +68,23 @@ class Log:
             node = identifier(message)[0] or node
             self.messages.append((node, message))
         return StreamAccessLogsResponse()
+
+    @contextlib.asynccontextmanager
+    async def deaf(self) -> AsyncIterator[None]:
+        """In its place, something that takes connections and reads nothing."""
+        await self.stop()
+        host, _, port = self.listen.rpartition(":")
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writers.append(writer)
+
+        writers: list[asyncio.StreamWriter] = []
+        async with await asyncio.start_server(connected, host, int(port)):
+            yield
+            for writer in writers:
+                writer.transport.abort()
+        await self.start()
 
     def entries(self) -> list[Message]:
         """As they came."""
@@ -96,12 +112,18 @@ def decision_id(entry: Message) -> str:
     return str(said.get("decision_id", ""))
 
 
+def manager(document: dict[str, Any]) -> dict[str, Any]:
+    """The HTTP connection manager of the shipped bootstrap."""
+    [listener] = document["static_resources"]["listeners"]
+    return listener["filter_chains"][0]["filters"][0]["typed_config"]
+
+
 async def _check(request: CheckRequest, _: object) -> CheckResponse:
     answer = CheckResponse()
     answer.ok_response.SetInParent()
-    told = request.attributes.request.http.headers.get("x-name", "none")
-    subject = json.dumps({"subject": "dr.alder", "allowed": True})
-    answer.dynamic_metadata.update({"decision_id": f"id-of-{told}", "authz": subject})
+    told = request.attributes.request.http.headers.get("x-name", "a connection")
+    said = json.dumps({"subject": "dr.alder", "allowed": True})
+    answer.dynamic_metadata.update({"decision_id": f"id of {told}", "authz": said})
     return answer
 
 
@@ -118,9 +140,10 @@ async def _answer(request: web.Request) -> web.StreamResponse:
     if request.path.endswith("/stream"):
         response = web.StreamResponse()
         await response.prepare(request)
-        for _ in range(round(seconds * 10)):
-            await response.write(b".")
-            await asyncio.sleep(0.1)
+        with contextlib.suppress(ConnectionError):  # the client has gone
+            for _ in range(round(seconds * 10)):
+                await response.write(b".")
+                await asyncio.sleep(0.1)
         return response
     await asyncio.sleep(seconds)
     return web.Response(text="answer")
@@ -142,11 +165,11 @@ class Sidecar:
     ports: dict[str, int] = field(default_factory=dict)
 
     async def start(self) -> None:
-        self.process = subprocess.Popen(
-            [envoy_program(), "-c", str(self.bootstrap), "--concurrency", str(self.workers),
-             "--log-level", "warning", "--disable-hot-restart", *self.options],
-            stdin=subprocess.DEVNULL, stderr=self.bootstrap.with_suffix(".log").open("ab"),
-        )  # fmt: skip
+        command = [envoy_program(), "-c", str(self.bootstrap), "--log-level", "warning",
+                   "--concurrency", str(self.workers), "--disable-hot-restart",
+                   *self.options]  # fmt: skip
+        with self.bootstrap.with_suffix(".log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
         async with asyncio.timeout(_START_SECONDS):
             while True:
                 assert self.process.poll() is None, self.bootstrap.with_suffix(".log").read_text()
@@ -170,7 +193,7 @@ class Sidecar:
         return {name.rpartition(".")[2]: int(value) for name, value in pairs}
 
     def headers(self, name: str) -> dict[str, str]:
-        """For a request whose decision will be `id-of-{name}`."""
+        """For a request whose decision will be `id of {name}`."""
         return {"authorization": f"Bearer {self.token}", "x-name": name}
 
     async def end(self) -> int:
@@ -187,7 +210,11 @@ class Sidecar:
 
 @contextlib.asynccontextmanager
 async def sidecar(
-    directory: Path, edit: Edit = lambda _: None, *, node: str = "sidecar-0", workers: int = 1,
+    directory: Path,
+    edit: Edit = lambda _: None,
+    *,
+    node: str = "sidecar-0",
+    workers: int = 1,
     options: Sequence[str] = (),
 ) -> AsyncIterator[Sidecar]:
     """An Envoy that is up; `edit` may change its bootstrap."""

@@ -10,11 +10,12 @@ import aiohttp
 
 from authz.config import Config
 from authz.doctor.documents import Mapping, normalised
-from authz.doctor.envoy import Envoy, from_dump, items, section
+from authz.doctor.envoy import Envoy, from_dump, items, seconds, section
 from authz.doctor.findings import Finding, Level
 from authz.errors import UnavailableError, UsageError
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=30)
+_DRAIN_SECONDS: Final = 60
 _COUNTERS: Final = "failure_mode_allowed$|logs_dropped$|ext_authz.*(error|timeout)$"
 
 
@@ -99,4 +100,17 @@ def quiet(running: Running) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-CHECKS: Final = (counted, quiet)
+def drains(running: Running) -> Iterator[Finding]:
+    """Envoy can be drained in the time that a stop has."""
+    told = section(running.info, "command_line_options").get("drain_time")
+    if told is not None and (seconds(told) or 0) > _DRAIN_SECONDS:
+        yield Finding(
+            Level.WARN, running.name, f"Envoy drains for {told} (--drain-time-s)",
+            "for so long it takes new connections; stopped before, it loses the last second of its"
+            " access log",
+            "start it with --drain-time-s 5 --drain-strategy immediate, and stop it with"
+            " deploy/envoy/drain.sh",
+        )  # fmt: skip
+
+
+CHECKS: Final = (counted, quiet, drains)

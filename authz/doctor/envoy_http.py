@@ -1,5 +1,6 @@
 """Checks of the HTTP listeners: one spelling of a path, true addresses, the access log."""
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -22,8 +23,10 @@ _DECIDED: Final = frozenset({"REJECT_REQUEST", "UNESCAPE_AND_REDIRECT", "2", "3"
 _SECRET: Final = frozenset(
     "authorization cookie set-cookie proxy-authorization x-api-key x-forwarded-client-cert".split()
 )
+_TCP_PROXY: Final = re.compile(r"\.TcpProxy$")
 _PRINTERS: Final = (".FileAccessLog", ".StdoutAccessLog", ".StderrAccessLog")
 _FLUSH_SECONDS: Final = 5
+_UNDER_WAY_SECONDS: Final = 30  # the reconciler waits 60 s for a word of an access
 
 
 def one_path(envoy: Envoy) -> Iterator[Finding]:
@@ -145,4 +148,18 @@ def flushed(envoy: Envoy) -> Iterator[Finding]:
             )
 
 
-CHECKS: Final[tuple[EnvoyCheck, ...]] = (one_path, true_addresses, access_log, flushed)
+def under_way(envoy: Envoy) -> Iterator[Finding]:
+    """A request that runs for long is told to be under way."""
+    for node in (*envoy.managers, *envoy.of(_TCP_PROXY)):
+        told = [filter_type(entry) for entry in items(node.value, "access_log")]
+        if node.outbound or not any(kind.endswith("GrpcAccessLogConfig") for kind in told):
+            continue
+        every = section(node.value, "access_log_options").get("access_log_flush_interval")
+        if every is None or (seconds(every) or 0) > _UNDER_WAY_SECONDS:
+            seen = "is left out" if every is None else f"is {every}"
+            why = "what runs longer than a minute counts as one without access until it ends"
+            yield envoy.warn(node, f"access_log_flush_interval {seen}", why,
+                             "set access_log_options: {access_log_flush_interval: 20s}")  # fmt: skip
+
+
+CHECKS: Final[tuple[EnvoyCheck, ...]] = (one_path, true_addresses, access_log, flushed, under_way)

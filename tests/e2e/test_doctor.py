@@ -70,7 +70,7 @@ def envoy_part(directory: Path, name: str, text: str, listen: int) -> Part:
     path = directory / f"{name}.yaml"
     path.write_text(text)
     command = [envoy_program(), "-c", str(path), "--concurrency", "1", "--log-level", "warning",
-               "--disable-hot-restart"]  # fmt: skip
+               "--disable-hot-restart", "--drain-time-s", "5"]  # fmt: skip
     return Part(name, command, directory / f"{name}.log", {}, f"127.0.0.1:{listen}")
 
 
@@ -198,6 +198,7 @@ def test_a_running_envoy_that_fails_open(ground, tmp_path):
     text = text.replace(str(ground.stack.data_dir / "envoy-admin.sock"), f"{tmp_path}/a.sock")
     part = envoy_part(tmp_path, "open", text, listen)
     part.command[part.command.index("warning")] = "debug"
+    del part.command[part.command.index("--drain-time-s") :]
     part.start()
     try:
         part.wait_until_up()
@@ -213,6 +214,7 @@ def test_a_running_envoy_that_fails_open(ground, tmp_path):
     assert code == 1
     assert "failure_mode_allow is on" in fails
     assert "let through without an answer since Envoy started" in fails
+    assert "Envoy drains for 600s" in " ".join(texts(told, "warn"))
     assert "log level is debug" in fails
 
 

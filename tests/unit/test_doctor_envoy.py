@@ -257,6 +257,12 @@ WRONG = {
     "slow flush": (on_log_common(lambda c: c.update(buffer_flush_interval="60s")), "warn", "60s"),
     "buffer": (on_log_common(lambda c: c.pop("buffer_size_bytes")), "warn", "buffer_size"),
     "drain": (without("drain_timeout"), "warn", "drain_timeout"),
+    "nothing in between": (without("access_log_options"), "warn", "access_log_flush_interval is l"),
+    "seldom in between": (
+        on_manager(access_log_options={"access_log_flush_interval": "90s"}),
+        "warn",
+        "is 90s",
+    ),
     "normalize": (without("normalize_path"), "fail", "normalize_path"),
     "merge": (on_manager(merge_slashes=False), "warn", "merge_slashes"),
     "escaped": (on_manager(path_with_escaped_slashes_action="KEEP_UNCHANGED"), "warn", "KEEP_UNCH"),

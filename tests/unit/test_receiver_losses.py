@@ -269,5 +269,5 @@ def test_addresses(monkeypatch, address):
 def test_wrong_addresses(monkeypatch, address):
     """Another form is refused, with the mend."""
     monkeypatch.setenv("AUTHZ_RECEIVER__ENVOY_ADMINS", json.dumps([address]))
-    with pytest.raises(UsageError, match="envoy_admins.*want http://host:port .* or unix:///path"):
+    with pytest.raises(UsageError, match=r"envoy_admins.*want http://host:port .* or unix:///path"):
         load()
