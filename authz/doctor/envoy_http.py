@@ -26,7 +26,7 @@ _SECRET: Final = frozenset(
 _TCP_PROXY: Final = re.compile(r"\.TcpProxy$")
 _PRINTERS: Final = (".FileAccessLog", ".StdoutAccessLog", ".StderrAccessLog")
 _FLUSH_SECONDS: Final = 5
-_UNDER_WAY_SECONDS: Final = 30  # the reconciler waits 60 s for a word of an access
+_GRACE_SECONDS: Final = 60  # the default of receiver.grace_seconds
 
 
 def one_path(envoy: Envoy) -> Iterator[Finding]:
@@ -150,16 +150,17 @@ def flushed(envoy: Envoy) -> Iterator[Finding]:
 
 def under_way(envoy: Envoy) -> Iterator[Finding]:
     """A request that runs for long is told to be under way."""
+    grace = envoy.config.receiver.grace_seconds if envoy.config else _GRACE_SECONDS
     for node in (*envoy.managers, *envoy.of(_TCP_PROXY)):
         told = [filter_type(entry) for entry in items(node.value, "access_log")]
         if node.outbound or not any(kind.endswith("GrpcAccessLogConfig") for kind in told):
             continue
         every = section(node.value, "access_log_options").get("access_log_flush_interval")
-        if every is None or (seconds(every) or 0) > _UNDER_WAY_SECONDS:
+        if every is None or (seconds(every) or 0) > grace / 2:
             seen = "is left out" if every is None else f"is {every}"
-            why = "what runs longer than a minute counts as one without access until it ends"
-            yield envoy.warn(node, f"access_log_flush_interval {seen}", why,
-                             "set access_log_options: {access_log_flush_interval: 20s}")  # fmt: skip
+            why = f"what lasts for more than {grace:g} s counts as without access until it ends"
+            mend = "set access_log_options: {access_log_flush_interval: 20s}"
+            yield envoy.warn(node, f"access_log_flush_interval {seen}", why, mend)
 
 
 CHECKS: Final[tuple[EnvoyCheck, ...]] = (one_path, true_addresses, access_log, flushed, under_way)
