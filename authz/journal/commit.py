@@ -90,7 +90,8 @@ class Committer(Generic[T]):
 
 
 def _fail(batch: "list[tuple[T, asyncio.Future[None]]]", error: Exception) -> None:
-    shown = error if isinstance(error, JournalError) else JournalError(repr(error))
+    # A new one: the error's traceback holds what was to be written, and the waiters hold the error.
+    shown = JournalError(str(error) if isinstance(error, JournalError) else repr(error))
     for _, future in batch:
         if not future.done():
             future.set_exception(shown)

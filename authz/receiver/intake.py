@@ -33,7 +33,8 @@ from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
 from authz.v1 import stream_pb2 as pb
 
-_RETRY_SECONDS = 0.2
+_RETRY_SECONDS, _RETRY_MAX_SECONDS = 0.2, 2
+_COMPLAIN_SECONDS = 5
 _QUIET_SECONDS = 5
 
 logger = structlog.get_logger()
@@ -55,6 +56,7 @@ class Intake:
         self._writers: dict[str, asyncio.Lock] = {}
         self._alarms: set[tuple[str, int]] = set()
         self._keeping: set[asyncio.Task[None]] = set()
+        self._complained = 0.0
         self._blocks = log.blocks  # as the streams were told last
         self._telling: set[asyncio.Event] = set()
         self._heard: dict[str, float] = {}  # writers with a stream: when their last batch came
@@ -98,7 +100,7 @@ class Intake:
                 if message.HasField("identifier"):
                     node = identifier(message)[0]
                 # Cut or not, what has been read is kept.
-                keeping = asyncio.create_task(self._keep(self._accesses(message, node)))
+                keeping = asyncio.create_task(self._keep(self._accesses(message, node), "access"))
                 self._keeping.add(keeping)
                 keeping.add_done_callback(self._keeping.discard)
                 await asyncio.shield(keeping)
@@ -122,17 +124,39 @@ class Intake:
             if "end_of_stream" not in entry and isinstance(said, dict):
                 self.under_way[str(said.get("decision_id", ""))] = now_us
 
-    async def _keep(self, group: list[Entry]) -> None:
-        """Get `group` onto the disk, however long that takes: Envoy will not send it again."""
+    async def _keep(self, group: list[Entry], source: str) -> None:
+        """Get `group` onto the disk, however long that takes: an Envoy will not send it again, and
+        a writer would at once. Its stream waits."""
+        pause = _RETRY_SECONDS
         while group:
             try:
-                await self._committer.submit(group)
+                await self._submit(group)
             except JournalError as error:
-                logger.error("access log entries wait for the disk", error=str(error))
-                await asyncio.sleep(_RETRY_SECONDS)
+                self._complain(error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _RETRY_MAX_SECONDS)
             else:
-                RECORDS.labels("access").inc(len(group))
+                RECORDS.labels(source).inc(len(group))
                 return
+
+    async def _submit(self, group: list[Entry]) -> None:
+        durable = self._committer.submit(group)
+        durable.add_done_callback(self._tell)
+        try:
+            await asyncio.shield(durable)
+        except asyncio.CancelledError:
+            # The stream was cut, but the group is on its way to the disk. Whoever streams for
+            # this writer next must see it there, or it would be taken twice.
+            await asyncio.wait([durable])
+            raise
+        finally:
+            del durable  # its error knows this frame: a circle that would keep the group
+
+    def _complain(self, error: JournalError) -> None:
+        """Say that streams wait, not for each of them."""
+        if (now := time.monotonic()) > self._complained + _COMPLAIN_SECONDS:
+            self._complained = now
+            logger.error("streams wait for the disk", error=str(error))
 
     async def write(
         self,
@@ -175,8 +199,6 @@ class Intake:
                             logger.error("writer's chain is broken", error=str(error))
                             self._alarm(hello.writer, place.seq, str(error))
                             await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
-                        except JournalError as error:
-                            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
                         yield pb.FromReceiver(ack=pb.Ack(seq=place.seq))
 
     def _alarm(self, writer: str, last_seq: int, reason: str) -> None:
@@ -250,16 +272,7 @@ class Intake:
             group.append((record, attachment))
             place = Place(seq, chain_hash(form))
         if group:
-            durable = self._committer.submit(group)
-            durable.add_done_callback(self._tell)
-            try:
-                await asyncio.shield(durable)
-            except asyncio.CancelledError:
-                # The stream was cut, but the group is on its way to the disk. Whoever streams for
-                # this writer next must see it there, or it would be taken twice.
-                await asyncio.wait([durable])
-                raise
-            RECORDS.labels("writer").inc(len(group))
+            await self._keep(group, "writer")
         return place
 
 
