@@ -9,7 +9,7 @@ closes them where the log says, and so must count the same. What a closed tally 
 looked for elsewhere: by the receiver in the database, by a verifier in `Rest`.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -186,9 +186,10 @@ class Reconciler:
         self._accessed: Halves = {}
         self._asked: dict[str, dict[str, None]] = {}  # request id to decision ids, of `_decided`
         # Request id to the accesses without decision, and the time the newest was sealed.
-        self._ended: dict[str, tuple[list[Tally], int]] = {}
+        # (Ordered, as `_settled` is: a dict that loses its first ones finds its first slowly.)
+        self._ended: OrderedDict[str, tuple[list[Tally], int]] = OrderedDict()
         # Decisions that have met their access, and those without an answer.
-        self._settled: dict[str, tuple[Half, Half]] = {}
+        self._settled: OrderedDict[str, tuple[Half, Half]] = OrderedDict()
         self._unanswered: dict[str, tuple[Half, Tally, int]] = {}
 
     def add(self, record: Record) -> None:
