@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import orjson
@@ -25,6 +25,7 @@ from tests.bench.receiver.store import Readable, Store
 
 _BLOCK = 50_000  # requests: decisions of so many, then their accesses
 _RATE = 2000
+_FLUSH_SECONDS = 1.0  # deploy/envoy/envoy.yaml
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,21 @@ class Paced:
     decision: Delay
     access: Delay
     access_since_told: Delay
+    memory_mib: float
     bytes_now: dict[str, float]
     bytes_merged: dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Figures:
-    machine: str
-    blocks: list[Block]
-    stages: dict[str, float]
-    paced: Paced
+    """What was measured; a part that was not is empty."""
+
+    machine: str = (
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    )
+    blocks: list[Block] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
+    paced: Paced | None = None
 
 
 def main() -> None:
@@ -81,32 +87,45 @@ def main() -> None:
         "--entries", type=int, default=500_000, help="accesses, and as many requests"
     )
     parser.add_argument("--seconds", type=int, default=30, help="of the steady rate")
+    parser.add_argument(
+        "--flush-seconds", type=float, default=_FLUSH_SECONDS, help="of Envoys at that rate"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of the stages; the least is shown")
     parser.add_argument("--memory", action="store_true", help="10 million entries instead")
+    parser.add_argument("--only", choices=("flat", "stages", "paced"), help="one part of it")
     parser.add_argument("--json", type=Path, help="where to write the figures, too")
     options = parser.parse_args()
+    wanted = {options.only} if options.only else {"flat", "stages", "paced"}
     console = Console(width=110)
     entries = 10_000_000 if options.memory else options.entries
+    figures = Figures()
     with tempfile.TemporaryDirectory() as directory, console.status("measuring") as status:
         work = Path(directory)
-        status.update(f"{_RATE} requests a second")
-        paced = at_rate(work / "paced", options.seconds)
-        status.update("stage by stage")
-        found = by_stage(work / "stages", options.rounds)
-        blocks: list[Block] = []
-        with served(work / "flat") as (parts, load, store):
-            block = min(_BLOCK, max(1000, entries // 10))
-            while len(blocks) * block < entries:
-                status.update(f"{len(blocks) * block:,} of {entries:,} entries")
-                blocks.append(measured(parts, load, store, block))
-            if unmatched := store.unmatched():
-                sys.exit(f"{unmatched} decision ids are not in one decision and one access")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()},"
-    machine += f" load average {os.getloadavg()[2]:.1f}"
-    figures = Figures(machine, blocks, found, paced)
+        if "paced" in wanted:
+            status.update(f"{_RATE} requests a second")
+            figures.paced = at_rate(work / "paced", options.seconds, options.flush_seconds)
+        if "stages" in wanted:
+            status.update("stage by stage")
+            figures.stages = by_stage(work / "stages", options.rounds)
+        if "flat" in wanted:
+            figures.blocks = flat_out(work / "flat", entries, status.update)
+    figures.machine += f", load average {os.getloadavg()[2]:.1f}"
     show(console, figures)
     if options.json:
         options.json.write_bytes(orjson.dumps(asdict(figures), option=orjson.OPT_INDENT_2))
+
+
+def flat_out(work: Path, entries: int, tell: Callable[[str], None]) -> list[Block]:
+    """Decisions and accesses in turns, as fast as they are taken."""
+    blocks: list[Block] = []
+    size = min(_BLOCK, max(1000, entries // 10))
+    with served(work) as (parts, load, store):
+        while len(blocks) * size < entries:
+            tell(f"{len(blocks) * size:,} of {entries:,} entries")
+            blocks.append(measured(parts, load, store, size))
+        if unmatched := store.unmatched():
+            sys.exit(f"{unmatched} decision ids are not in one decision and one access")
+    return blocks
 
 
 @contextlib.contextmanager
@@ -142,12 +161,12 @@ def _cost(parts: Served, store: Store, kind: str, count: int, send: Callable[[],
     return Cost(ours / count * 1e6, theirs / count * 1e6, count / took)
 
 
-def at_rate(work: Path, seconds: int) -> Paced:
+def at_rate(work: Path, seconds: int, flush: float) -> Paced:
     with served(work) as (parts, load, store):
         pids = parts.receiver, parts.clickhouse
         before, began = [cpu_seconds(pid) for pid in pids], time.monotonic()
         with Readable(parts.store) as readable:
-            sent = load.paced(_RATE, seconds)
+            sent = load.paced(_RATE, seconds, flush)
             took = time.monotonic() - began
             ours, theirs = ((cpu_seconds(p) - b) / took for p, b in zip(pids, before, strict=True))
             store.wait("access", len(sent.accesses), parts.check)
@@ -165,7 +184,7 @@ def at_rate(work: Path, seconds: int) -> Paced:
         store.merge()
         return Paced(
             ours, theirs, _delay(decision), _delay(access), _delay(since_told),
-            as_it_is, store.bytes_a_record(),
+            resident_mib(parts.receiver), as_it_is, store.bytes_a_record(),
         )  # fmt: skip
 
 
@@ -188,50 +207,55 @@ def by_stage(work: Path, rounds: int) -> dict[str, float]:
 
 
 def show(console: Console, figures: Figures) -> None:
-    blocks, paced = figures.blocks, figures.paced
     table = Table(title=f"The receiver ({figures.machine})")
     table.add_column("measure")
     for name in ("figure", "must", "aim"):
         table.add_column(name, justify="right")
-
-    def row(what: str, figure: str, must: str = "", aim: str = "") -> None:
-        table.add_row(what, figure, must, aim)
-
-    # Noise only ever adds; what the first block warms up is not counted.
-    settled = blocks[1:] or blocks
-    each = min(block.accesses.receiver for block in settled)
-    middle = statistics.median(block.accesses.receiver for block in settled)
-    row("entries a second and receiver core, sealed", f"{1e6 / each:,.0f}", "40,000", "60,000")
-    row("  median of the blocks", f"{1e6 / middle:,.0f}")
-    row("  a second, as it was", f"{max(block.accesses.rate for block in settled):,.0f}")
-    row("CPU an entry, receiver, µs", f"{each:.1f}", "25", "16")
-    for name in stages.NAMES:
-        row(f"  {name}", f"{figures.stages[name]:.1f}")
-    row("  streams and the rest", f"{each - sum(figures.stages.values()):.1f}")
-    row("  first tenth, last tenth", " ".join(f"{cost:.1f}" for cost in _tenths(blocks)), "flat")
-    row("CPU an entry, ClickHouse, µs", f"{min(b.accesses.clickhouse for b in settled):.1f}")
-    decision = min(block.decisions.receiver for block in settled)
-    row("CPU a decision, receiver, µs", f"{decision:.1f}")
-    row("  a second and core, sealed", f"{1e6 / decision:,.0f}")
-    row("  a second, as it was", f"{max(block.decisions.rate for block in settled):,.0f}")
-    row(f"request to row at {_RATE:,}/s, p99, s: access", f"{paced.access.p99:.2f}", "2", "1")
-    row("  p50", f"{paced.access.p50:.2f}")
-    row("  since Envoy told it, p50, p99", _both(paced.access_since_told))
-    row("  decision, p50, p99", _both(paced.decision))
-    row("  cores: receiver, ClickHouse", f"{paced.receiver_core:.2f} {paced.clickhouse_core:.2f}")
-    for what, sizes in (("merged", paced.bytes_merged), ("as they are", paced.bytes_now)):
-        rows_, tiles = sizes["audit_log"], sizes["tiles"]
-        row(f"bytes a record, {what}", f"{rows_ + tiles:.0f}", "report", "160")
-        row(
-            "  rows, tiles, other tables",
-            f"{rows_:.1f} {tiles:.1f} {sum(sizes.values()) - rows_ - tiles:.1f}",
-        )
-    row(
-        "memory, MiB, by tenths",
-        " ".join(f"{block.memory_mib:.0f}" for block in _ten(blocks)),
-        "flat",
-    )
+    for row in (*_flat_rows(figures), *_paced_rows(figures.paced)):
+        table.add_row(*row)
     console.print(table)
+
+
+def _flat_rows(figures: Figures) -> Iterator[tuple[str, ...]]:
+    blocks = figures.blocks
+    settled = blocks[1:] or blocks  # what the first warms up is not counted
+    accesses, decisions = [b.accesses for b in settled], [b.decisions for b in settled]
+    if blocks:
+        # Noise only ever adds.
+        each = min(cost.receiver for cost in accesses)
+        middle = statistics.median(cost.receiver for cost in accesses)
+        yield "entries a second and core, sealed", f"{1e6 / each:,.0f}", "40,000", "60,000"
+        yield "  median of the blocks", f"{1e6 / middle:,.0f}"
+        yield "  a second, as it was", f"{max(cost.rate for cost in accesses):,.0f}"
+        yield "CPU an entry, receiver, µs", f"{each:.1f}", "25", "16"
+    for name, micros in figures.stages.items():
+        yield f"  {name}", f"{micros:.1f}"
+    if blocks and figures.stages:
+        yield "  streams and the rest", f"{each - sum(figures.stages.values()):.1f}"
+    if blocks:
+        yield "  first tenth, last tenth", " ".join(f"{c:.1f}" for c in _tenths(blocks)), "flat"
+        yield "CPU an entry, ClickHouse, µs", f"{min(cost.clickhouse for cost in accesses):.1f}"
+        yield "CPU a decision, receiver, µs", f"{min(cost.receiver for cost in decisions):.1f}"
+        yield "  a second, as it was", f"{max(cost.rate for cost in decisions):,.0f}"
+        sizes = " ".join(f"{block.memory_mib:.0f}" for block in _ten(blocks))
+        yield "memory, MiB, by tenths", sizes, "flat"
+
+
+def _paced_rows(paced: Paced | None) -> Iterator[tuple[str, ...]]:
+    if paced is None:
+        return
+    yield f"request to row at {_RATE:,}/s, access, p99, s", f"{paced.access.p99:.2f}", "2", "1"
+    yield "  p50", f"{paced.access.p50:.2f}"
+    yield "  since Envoy told it, p50, p99", _both(paced.access_since_told)
+    yield "  decision, p50, p99", _both(paced.decision)
+    cores = f"{paced.receiver_core:.2f} {paced.clickhouse_core:.2f}"
+    yield "  cores busy: receiver, ClickHouse", cores
+    yield "  memory, MiB", f"{paced.memory_mib:.0f}"
+    for what, sizes in (("merged", paced.bytes_merged), ("as they are", paced.bytes_now)):
+        told, tiles = sizes["audit_log"], sizes["tiles"]
+        yield f"bytes a record, {what}", f"{told + tiles:.0f}", "report", "160"
+        others = sum(sizes.values()) - told - tiles
+        yield "  rows, tiles, other tables", f"{told:.1f} {tiles:.1f} {others:.1f}"
 
 
 def _both(delay: Delay) -> str:

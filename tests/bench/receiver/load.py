@@ -27,7 +27,6 @@ from tests.bench.receiver.replay import WRITER, Request, World, message
 _ENVOYS = 8
 _ENTRIES = 250  # of one message, when sent without a pause: about a second of one Envoy
 _STEP_SECONDS = 0.02  # a writer's records wait so long for others: authz/serve/writer.py
-_FLUSH_SECONDS = 1.0  # deploy/envoy/envoy.yaml
 _METHOD = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
 
 
@@ -62,9 +61,10 @@ class Load:
         """Send its accesses; all are handed to the transport then."""
         self._call("access")
 
-    def paced(self, rate: int, seconds: int) -> Sent:
-        """Both accounts of `rate` requests a second, as Envoys and writers tell them."""
-        return self._call("paced", rate, seconds)
+    def paced(self, rate: int, seconds: int, flush: float) -> Sent:
+        """Both accounts of `rate` requests a second, as writers tell them, and Envoys which send
+        their buffers every `flush` seconds."""
+        return self._call("paced", rate, seconds, flush)
 
     def close(self) -> None:
         self._pipe.close()
@@ -158,14 +158,14 @@ class _Ends:
 
         await asyncio.gather(*map(tell, self._calls, self._messages))
 
-    async def paced(self, rate: int, seconds: int) -> Sent:
+    async def paced(self, rate: int, seconds: int, flush: float) -> Sent:
         sent = Sent([], [])
         random = Random(2)
         buffered: list[list[tuple[Request, int]]] = [[] for _ in range(_ENVOYS)]
         began = time.time()
-        flushes = [began + _FLUSH_SECONDS * (1 + n / _ENVOYS) for n in range(_ENVOYS)]
+        flushes = [began + flush * (1 + n / _ENVOYS) for n in range(_ENVOYS)]
         made = 0
-        ended = began + seconds + 2 * _FLUSH_SECONDS
+        ended = began + seconds + 2 * flush
         while (now := time.time()) < ended:
             due = min(int((now - began) * rate), rate * seconds)
             decided = []
@@ -181,7 +181,7 @@ class _Ends:
                 sent.decisions.extend((int(r["time"]), int(now * 1e6)) for r in decided)
             for envoy in range(_ENVOYS):
                 if flushes[envoy] <= now:
-                    flushes[envoy] += _FLUSH_SECONDS
+                    flushes[envoy] += flush
                     told, buffered[envoy] = buffered[envoy], []
                     if told:
                         await self._calls[envoy].write(message(told, self._name(envoy)))
