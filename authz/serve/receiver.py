@@ -25,6 +25,7 @@ from authz.record.privacy import PrivacyKey, load_key
 from authz.record.resource import Resources
 from authz.serve import grpc_server, roster, tls
 from authz.serve.books import Books
+from authz.serve.losses import EnvoyLosses
 from authz.serve.owner import Owner
 from authz.serve.sealer import Sealer
 from authz.store import migrations
@@ -58,6 +59,7 @@ async def serve(config: Config) -> None:
     intake = Intake(log, committer, resources, key, synced=config.journal.durability == "fsync")
     accounts = _accounts(config.receiver, log, intake)
     sealer = Sealer(config, log, client, committer, owner, Books(store, log, committer, accounts))
+    losses = EnvoyLosses(config.receiver, directory / "envoys.json", intake, committer)
     health = grpc_server.Health(_SERVICES)
     grpc_server.serve_metrics(config.receiver.metrics)
     server = await grpc_server.start(config.receiver.listen, intake.handlers(), health, credentials)
@@ -74,6 +76,7 @@ async def serve(config: Config) -> None:
             sealer.run,
             lambda: _watch(committer, journal, health),
             lambda: roster.tell(store, committer),
+            losses.run,
         )
         try:
             await running.until(stopped)
@@ -85,6 +88,7 @@ async def serve(config: Config) -> None:
             if lost := await intake.settle(_DRAIN_SECONDS):
                 logger.error("access log messages are lost: the journal has no room", count=lost)
             await committer.drain()
+            losses.stop()
             left = await sealer.drain(until - time.monotonic())
             logger.info("receiver stopped", left_in_journal=left)
             await running.cancel()
