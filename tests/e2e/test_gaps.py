@@ -91,15 +91,20 @@ def ask(stack: Relayed, request: Request, count: int) -> list[Answer]:
     return asyncio.run(send())
 
 
+def wait_for(stack: Relayed, query: str, **values: str) -> str:
+    """The first value that the query finds, as soon as it finds one."""
+    with connect(stack.store) as client:
+        for _ in range(400):
+            if found := client.execute(query, values):
+                return str(found[0][0])
+            time.sleep(0.1)
+    raise AssertionError(f"nothing found by {query}")
+
+
 def decision_of(stack: Relayed, answer: Answer) -> str:
     """Its id, once the log has it."""
     query = "SELECT decision_id FROM decisions WHERE trace_id = %(trace)s"
-    with connect(stack.store) as client:
-        for _ in range(200):
-            if found := client.execute(query, {"trace": answer.trace}):
-                return str(found[0][0])
-            time.sleep(0.1)
-    raise AssertionError("the decision is not in the log")
+    return wait_for(stack, query, trace=answer.trace)
 
 
 @dataclass
@@ -143,6 +148,7 @@ def day(tmp_path_factory):
         stack.forge(new_decision_id(), decided_by="writer-that-never-was")
         answers["unchecked"] = ask(stack, OPEN, 4)
         account(stack)
+        wait_for(stack, "SELECT 1 FROM notices WHERE event = 'gap' AND rule = 'envoy_lost'")
         answers["buffered"] = ask(stack, SERVED, 10)
         stack.parts["envoy"].kill()
         stack.restart("envoy")
