@@ -449,7 +449,7 @@ def _occupy(site: Site, stack: contextlib.ExitStack) -> None:
     commands = {
         "ext_authz": site.ext_authz(listen=f"unix://{socket_path}"),
         "receiver": site.receiver(),
-        "stopped": site.receiver(),
+        "stopped": site.receiver(origin="test/stopped"),
         "clickhouse": site.clickhouse(tcp=str(site.free())),
     }
     site.occupied["socket"] = str(socket_path)
