@@ -73,7 +73,9 @@ class _Account:
 class Losses:
     """`hear` what each Envoy says, every few seconds; `take` what was lost, once per interval.
 
-    An entry in flight is no loss: only what is missing at every moment of the grace time is.
+    An entry in flight is no loss: only what is missing whenever it was looked in the grace time is.
+    (Were others in flight each time, which takes milliseconds each, they would be told, and then as
+    late.)
     What an Envoy sent between its last word and its end is not known, nor what it held in its
     buffer then: after a restart, less may be told than was lost, and never more.
     """

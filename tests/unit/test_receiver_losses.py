@@ -247,6 +247,9 @@ def test_never_more_than_was_lost(events):
             envoy.send(first, lost=min(first, second))
             lost += min(first, second)
         elif what == "fly":
+            while flying:
+                poll()
+            poll()  # there is a moment without
             envoy.sent += first
             flying.append([first, second])
         elif what == "drop":
