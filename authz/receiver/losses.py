@@ -11,7 +11,7 @@ it goes into the stream. `logs_written` counts those of HTTP only, when they go 
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 Kind: TypeAlias = Literal["envoy_dropped", "envoy_lost", "envoy_late"]
@@ -73,7 +73,9 @@ class _Account:
 class Losses:
     """`hear` what each Envoy says, every few seconds; `take` what was lost, once per interval.
 
-    An entry in flight is no loss: only what is missing at every moment of the grace time is.
+    An entry in flight is no loss: only what is missing whenever it was looked in the grace time is.
+    (Were others in flight each time, which takes milliseconds each, they would be told, and then as
+    late.)
     What an Envoy sent between its last word and its end is not known, nor what it held in its
     buffer then: after a restart, less may be told than was lost, and never more.
     """
@@ -81,9 +83,12 @@ class Losses:
     def __init__(self, grace_seconds: float = 15, kept: Mapping[str, Any] | None = None) -> None:
         """`kept`, of a process before this one that stopped cleanly: what was lost between is told
         too. Without, what came before an Envoy's first word is not known."""
+        kept = kept or {"nodes": {}, "found": []}
         self._grace = int(grace_seconds * _SECOND)
-        self._accounts = {node: _Account(**values) for node, values in (kept or {}).items()}
+        self._accounts = {node: _Account(**values) for node, values in kept["nodes"].items()}
         self._found: dict[tuple[Kind, str], Lost] = {}
+        for values in kept["found"]:
+            self._find(*values)
 
     def hear(self, said: Said, received: int | None, now: int) -> None:
         """`received`: entries that came from this node since this process began; None if that
@@ -141,7 +146,7 @@ class Losses:
     def kept(self, received: Callable[[str], int]) -> dict[str, Any]:
         """For the next process, as JSON can hold it; once nothing is received any more, and
         everything received is on disk."""
-        return {
+        nodes = {
             node: {
                 "run": one.run,
                 "sent": one.sent,
@@ -154,3 +159,4 @@ class Losses:
             for node, one in self._accounts.items()
             if one.explained is not None
         }
+        return {"nodes": nodes, "found": [list(astuple(lost)) for lost in self._found.values()]}

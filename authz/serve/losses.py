@@ -57,7 +57,7 @@ class EnvoyLosses:
             kept = orjson.loads(self._path.read_bytes())
             self._path.unlink()
             return Losses(kept=kept)
-        except (FileNotFoundError, TypeError, ValueError, AttributeError):
+        except (FileNotFoundError, LookupError, TypeError, ValueError, AttributeError):
             return Losses()
 
     async def _tell(self) -> None:

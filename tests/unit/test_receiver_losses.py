@@ -191,6 +191,22 @@ def test_over_a_stop_of_the_receiver(envoy):
     assert away.found[0].since == envoy.now
 
 
+def test_found_and_not_taken_before_a_stop(envoy):
+    """What was found and not yet told when the receiver stopped is told by the next."""
+    envoy.send(20, lost=3)
+    envoy.dropped += 2
+    for _ in range(5):
+        envoy.now += POLL * SECOND
+        envoy.losses.hear(Said(NODE, "0", envoy.sent, envoy.dropped), envoy.received, envoy.now)
+    kept = json.loads(json.dumps(envoy.losses.kept(lambda _: envoy.received)))
+    assert sorted(Losses(GRACE, kept).take(), key=lambda lost: lost.kind) == sorted(
+        envoy.losses.take(), key=lambda lost: lost.kind
+    )
+    away = Envoy(Losses(GRACE, kept), envoy.now, sent=envoy.sent, dropped=envoy.dropped)
+    away.poll(times=5)
+    assert (away.told("envoy_lost"), away.told("envoy_dropped")) == (3, 2)
+
+
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("send"), st.integers(0, 50), st.integers(0, 50)),
@@ -231,6 +247,9 @@ def test_never_more_than_was_lost(events):
             envoy.send(first, lost=min(first, second))
             lost += min(first, second)
         elif what == "fly":
+            while flying:
+                poll()
+            poll()  # there is a moment without
             envoy.sent += first
             flying.append([first, second])
         elif what == "drop":
