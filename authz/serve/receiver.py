@@ -63,7 +63,11 @@ async def serve(config: Config) -> None:
     health = grpc_server.Health(_SERVICES)
     grpc_server.serve_metrics(config.receiver.metrics)
     server = await grpc_server.start(config.receiver.listen, intake.handlers(), health, credentials)
-    await _tell_start(committer, log, journal)
+    try:
+        await _tell_start(committer, log, journal)
+    except UsageError:
+        await server.stop(0)
+        raise
     grpc_server.spare_collections()
     await health.set(True)
     logger.info(

@@ -4,8 +4,7 @@
 
 Each call that concerns the receiver's files, in a start and in what follows it, is once the last
 before kill -9, and once fails with EIO and with ENOSPC. Traffic goes in before and after; then it
-is started without faults, and all is counted and verified. From strace's record of the calls it is
-told besides that no checkpoint was ever over something that was not on disk.
+is started without faults, and all is counted and verified.
 """
 
 import argparse

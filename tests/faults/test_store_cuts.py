@@ -135,7 +135,7 @@ def test_cut_while_the_server_still_inserts(batches, cutter, point):
     batches.check()
 
 
-@pytest.mark.parametrize("point", INSERT_POINTS)
+@pytest.mark.parametrize("point", ["before", "in data", "data", "done"])
 def test_held_back_beyond_the_time_out(batches, cutter, point):
     """What a network holds back arrives when the client has long given up and tried again: a
     query, half of its data, or its answer."""
@@ -151,7 +151,7 @@ def test_held_back_beyond_the_time_out(batches, cutter, point):
     batches.check()
 
 
-@pytest.mark.parametrize("point", ["query", "in data", "data", "done"])
+@pytest.mark.parametrize("point", ["in data", "done"])
 def test_server_killed_there(tmp_path, clickhouse_of_its_own, point):
     """kill -9 of the server at that point of insert or read-back: all is there once."""
     server = clickhouse_of_its_own
@@ -195,7 +195,7 @@ def test_any_byte(batches, cutter):
 
     failures = 0
 
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
     @given(offsets)
     def run(wanted):
         nonlocal failures
@@ -205,7 +205,7 @@ def test_any_byte(batches, cutter):
 
     run()
     batches.check()
-    assert failures > 30, "the test did cut"
+    assert failures > 20, "the test did cut"
 
 
 def test_cut_under_load(tmp_path, database):
