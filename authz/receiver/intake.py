@@ -64,6 +64,11 @@ class Intake:
         self.received: Counter[str] = Counter()  # access log entries, by Envoy's node
         BLOCKS.set(len(log.blocks.blocks))
 
+    @property
+    def behind(self) -> bool:
+        """Whether messages that were read from streams are not on disk yet."""
+        return bool(self._keeping)
+
     async def settle(self, seconds: float = math.inf) -> int:
         """Wait until everything read from a stream is on disk, at most `seconds`; returns how many
         messages are not."""

@@ -36,7 +36,7 @@ class EnvoyLosses:
         self._seconds = options.interval_seconds
         self._losses = self._load()
         self._envoys = Envoys(
-            options.envoy_admins, self._losses, self._received, lambda: committer.failing
+            options.envoy_admins, self._losses, self._received, lambda: intake.behind
         )
 
     async def run(self) -> None:

@@ -87,14 +87,7 @@ async def serve(config: Config) -> None:
         finally:
             await health.leave()
             await server.stop(_GRACE_SECONDS)
-            until = time.monotonic() + _DRAIN_SECONDS
-            # A full journal gets room while the sealer runs; without a store it never does.
-            if lost := await intake.settle(_DRAIN_SECONDS):
-                logger.error("access log messages are lost: the journal has no room", count=lost)
-            await committer.drain()
-            losses.stop()
-            left = await sealer.drain(until - time.monotonic())
-            logger.info("receiver stopped", left_in_journal=left)
+            await _drain(intake, committer, losses, sealer)
             await running.cancel()
     # A thread may still be storing a batch: its journal and connection stay open until it is done.
     await asyncio.get_running_loop().shutdown_default_executor()
@@ -102,6 +95,20 @@ async def serve(config: Config) -> None:
     committer.close()
     journal.close()
     client.disconnect()
+
+
+async def _drain(
+    intake: Intake, committer: Committer[list[Entry]], losses: EnvoyLosses, sealer: Sealer
+) -> None:
+    """Everything that was received goes on its way, for some time; says what is left."""
+    until = time.monotonic() + _DRAIN_SECONDS
+    # A full journal gets room while the sealer runs; without a store it never does.
+    if lost := await intake.settle(_DRAIN_SECONDS):
+        logger.error("access log messages are lost: the journal has no room", count=lost)
+    await committer.drain()
+    losses.stop()
+    left = await sealer.drain(until - time.monotonic())
+    logger.info("receiver stopped", left_in_journal=left)
 
 
 async def _watch(

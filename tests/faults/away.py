@@ -225,9 +225,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="authz-away-") as directory:
         result = asyncio.run(
             away(
-                Path(directory), requests, options.rate, fast=options.fast, envoys=options.envoys,
+                Path(directory),
+                requests,
+                options.rate,
+                fast=options.fast,
+                envoys=options.envoys,
                 told=lambda text: console.print(text, soft_wrap=True),
-            )  # fmt: skip
+            )
         )
     stand_for = requests / options.rate
     factor = stand_for / result.catching_up
@@ -236,7 +240,7 @@ def main() -> None:
     console.print(
         f"{requests} requests ({2 * requests} records) stand for {stand_for:.0f} s; sent in"
         f" {result.sending:.0f} s, stored in {result.catching_up:.0f} s after: {factor:.1f} times as"
-        f" fast as they came, {2 * requests / result.catching_up:.0f} records a second; verified in"
+        f" fast as they came, {2 * requests / result.catching_up:.0f} a second; verified in"
         f" {result.verifying:.0f} s; {result.wrong or 'nothing amiss'}",
         soft_wrap=True,
     )

@@ -62,9 +62,7 @@ def calls(trace: str) -> Iterator[tuple[str, str, int]]:
             yield found[2], begun.pop((found[1], found[2]), "") + found[3], int(found[4])
 
 
-def checkpoints(
-    trace: str, journal: Path, files: Path, scratch: Path
-) -> list[tuple[int, int]]:
+def checkpoints(trace: str, journal: Path, files: Path, scratch: Path) -> list[tuple[int, int]]:
     """Of each checkpoint that was put in its place: its size, and how many records a loss of power
     at that moment would have left in `journal`, whose files are in `files` as they were at last."""
     disk, found = Disk(), []

@@ -4,7 +4,6 @@ import asyncio
 import os
 from random import Random
 
-
 from .away import away
 from .soak import soak
 
@@ -26,6 +25,6 @@ def test_clickhouse_away_under_load(tmp_path):
     """What comes while ClickHouse is away waits in the journal, in level memory; then it is stored
     in less time than it took to come, and verifies."""
     result = asyncio.run(away(tmp_path, REQUESTS, 1000, fast=True))
-    print(f"{REQUESTS} requests sent in {result.sending:.1f} s, stored in {result.catching_up:.1f} s;"
+    print(f"{REQUESTS} sent in {result.sending:.1f} s, stored in {result.catching_up:.1f} s;"
           f" memory {[size >> 20 for size in result.memory]}, {result.peak >> 20} MB")  # fmt: skip
     assert result.wrong == []
