@@ -239,8 +239,8 @@ def main() -> None:
         result.wrong.append("it catches up slower than requests come")
     console.print(
         f"{requests} requests ({2 * requests} records) stand for {stand_for:.0f} s; sent in"
-        f" {result.sending:.0f} s, stored in {result.catching_up:.0f} s after: {factor:.1f} times as"
-        f" fast as they came, {2 * requests / result.catching_up:.0f} a second; verified in"
+        f" {result.sending:.0f} s, stored in {result.catching_up:.0f} s after: {factor:.1f} times"
+        f" as fast as they came, {2 * requests / result.catching_up:.0f} a second; verified in"
         f" {result.verifying:.0f} s; {result.wrong or 'nothing amiss'}",
         soft_wrap=True,
     )

@@ -148,7 +148,7 @@ def test_nothing_is_printed_and_no_credential_is_logged(document):
     config = log["typed_config"]
     headers = {key: value for key, value in config.items() if "to_log" in key}
     assert headers == {"additional_request_headers_to_log": ["traceparent", ":method"]}
-    assert config["common_config"]["buffer_flush_interval"] == "1s"
+    assert config["common_config"]["buffer_flush_interval"] == "0.5s"
     for printer in ("StdoutAccessLog", "StderrAccessLog", "FileAccessLog", "/dev/std"):
         assert printer not in TEMPLATE
 

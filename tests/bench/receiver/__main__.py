@@ -25,7 +25,7 @@ from tests.bench.receiver.store import Readable, Store
 
 _BLOCK = 50_000  # requests: decisions of so many, then their accesses
 _RATE = 2000
-_FLUSH_SECONDS = 1.0  # deploy/envoy/envoy.yaml
+_FLUSH_SECONDS = 0.5  # deploy/envoy/envoy.yaml
 
 
 @dataclass(frozen=True)
