@@ -75,7 +75,7 @@ class Journal:
         segment_bytes: int = 64 << 20,
         sync: bool = True,
     ) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        _make_directory(directory)
         self._directory = directory
         self._max_bytes = max_bytes
         # Room comes back by whole segments, so there must be several within the bound and the disk.
@@ -395,6 +395,14 @@ def _write_all(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
+
+
+def _make_directory(directory: Path) -> None:
+    """`directory` and those above it, durable: files in it are no more so than its name."""
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in made:
+        sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:

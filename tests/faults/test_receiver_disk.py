@@ -10,7 +10,7 @@ import pytest
 from logs import SIGNER, TestLog
 
 from authz.journal.chain import split
-from authz.journal.segments import JournalError
+from authz.journal.segments import Journal, JournalError
 from authz.ledger import Checkpoint, leaf_hash, open_note, tree_hash
 from authz.receiver.sequence import Log
 
@@ -111,3 +111,49 @@ def test_every_call_fails_once(tmp_path, monkeypatch, error):
         number += 1
     print(number, "calls failed one after another;", stops, "stopped the receiver")
     assert number > 50
+
+
+class Little(PowerDisk):
+    """A disk of 64 MB with little room left."""
+
+    free = 0
+
+    def statvfs(self, path: Path) -> os.statvfs_result:
+        found = list(os.statvfs(path))
+        found[0] = found[1] = 4096  # f_bsize, f_frsize
+        found[2] = (64 << 20) // 4096  # f_blocks
+        found[3] = found[4] = self.free // 4096  # f_bfree, f_bavail
+        return os.statvfs_result(found)
+
+
+def test_the_last_of_the_disk_is_left(tmp_path, monkeypatch):
+    """The journal does not take the last of a disk, so that what empties it can write its state;
+    its segments are small enough for the disk to get room by and by."""
+    disk = Little()
+    monkeypatch.setattr("authz.journal.segments.os", disk)
+    disk.free = 6 << 20
+    log = TestLog(tmp_path)
+    log.append([{"kind": "access"}])
+    disk.free = (4 << 20) + 1000
+    with pytest.raises(JournalError, match="No space left"):
+        log.append([{"kind": "access", "reason": "x" * 900}] * 2000)
+    batch = log.log.seal(1000)
+    log.log.finish(batch)
+    disk.free = 6 << 20
+    log.append([{"kind": "access"}])
+    assert log.journal.next == len(batch.records) + 1
+    big = Journal(tmp_path / "big")
+    for _ in range(60):
+        big.append([b"x" * (1 << 20)])
+    big.trim(big.next)
+    assert big.size < 8 << 20
+    big.close()
+    log.close()
+
+
+def test_names_are_durable(tmp_path, monkeypatch):
+    """Each directory made for the journal is synced into the one above it."""
+    synced = []
+    monkeypatch.setattr("authz.journal.segments.sync_directory", synced.append)
+    Journal(tmp_path / "a" / "b" / "journal").close()
+    assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b"} <= set(synced)
