@@ -36,6 +36,7 @@ from authz.v1 import stream_pb2 as pb
 _RETRY_SECONDS, _RETRY_MAX_SECONDS = 0.2, 2
 _COMPLAIN_SECONDS = 5
 _QUIET_SECONDS = 5
+_GIVE_WAY_SECONDS = 0.01
 
 logger = structlog.get_logger()
 
@@ -109,6 +110,8 @@ class Intake:
                 self._keeping.add(keeping)
                 keeping.add_done_callback(self._keeping.discard)
                 await asyncio.shield(keeping)
+                while self._log.pressed:
+                    await asyncio.sleep(_GIVE_WAY_SECONDS)
         return b""  # an empty StreamAccessLogsResponse
 
     def _accesses(self, message: StreamAccessLogsMessage, node: str) -> list[Entry]:

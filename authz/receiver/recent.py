@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from authz.record import Entry, Record
 
-_MOST = 20_000  # records held, some 3 KB each
+MOST = 20_000  # records held, some 4 KB each
 _MOST_BYTES = 32 << 20  # of them in the journal: attachments count there
 
 
@@ -71,7 +71,7 @@ class Recent:
         """Hold `leaves`, which are durable, if there is room."""
         with self._mutex:
             count, size = self._count + len(leaves.records), self._bytes + leaves.size
-            if count <= _MOST and size <= _MOST_BYTES:
+            if count <= MOST and size <= _MOST_BYTES:
                 self._held.append(leaves)
                 self._count, self._bytes = count, size
 

@@ -46,11 +46,12 @@ from authz.ledger import (
     open_note,
     sign_note,
 )
-from authz.receiver.recent import Leaves, Recent
+from authz.receiver.recent import MOST, Leaves, Recent
 from authz.record import Entry, Record, canonical, form
 
 # Of one batch, attachments included; they are in memory while it is stored.
 _BATCH_BYTES: float = 32 << 20
+_STORING_SECONDS = 2  # without a batch stored: the store is slow, or away
 _READ_BYTES, _READ_ROWS = 4 << 20, 10_000
 
 
@@ -148,6 +149,7 @@ class Log:
         self._walk(journal.reader(self.stored.tree.size))
         self._framed = _Framed(self._sealed_at, {}, self.blocks)
         self._recent = Recent()
+        self._stored_at = -math.inf  # on a stopwatch: when a batch was, last
         self._reader: Reader | None = None
 
     @property
@@ -215,6 +217,13 @@ class Log:
         """How many records are in the journal and not yet stored."""
         return self._journal.next - self.stored.tree.size
 
+    @property
+    def pressed(self) -> bool:
+        """Whether storing goes on, but falls behind: what comes then had better wait, for it costs
+        more once it must be read from the journal again."""
+        stored = time.monotonic() - self._stored_at < _STORING_SECONDS
+        return stored and self.waiting() > MOST * 3 // 4
+
     def seal(self, limit: int) -> Batch | None:
         """The next batch, under a signed checkpoint that is on disk; None if there is nothing.
 
@@ -252,6 +261,7 @@ class Log:
             batch.state.privacy_key_id = self.privacy_key_id
             replace_file(self._directory / "state.json", batch.state.to_json())
             self.stored = batch.state
+        self._stored_at = time.monotonic()
         self._journal.trim(batch.state.tree.size)
 
     def pin_privacy_key(self, key_id: str) -> bool:

@@ -18,7 +18,7 @@ def test_from_memory_or_from_the_journal(tmp_path_factory, monkeypatch, seed):
     """Groups of any size, sealed in batches of any size, over restarts and with hardly any room in
     memory: each record is sealed once, in order, with its leaf and its attachment."""
     random = Random(seed)
-    monkeypatch.setattr(recent, "_MOST", random.choice((0, 1, 7, 40, 10_000)))
+    monkeypatch.setattr(recent, "MOST", random.choice((0, 1, 7, 40, 10_000)))
     monkeypatch.setattr(recent, "_MOST_BYTES", random.choice((0, 2000, 1 << 20)))
     monkeypatch.setattr("authz.receiver.sequence._BATCH_BYTES", random.choice((500, 4000, 1 << 20)))
     log = TestLog(tmp_path_factory.mktemp("log"))
