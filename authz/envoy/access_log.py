@@ -25,6 +25,16 @@ authz was not asked; "up": whether the service had the request and `upstream` is
 | TCP, allowed                         | none   | none                          | yes | yes |
 | TCP, denied (opened, no byte passed) | none   | none                          | yes | no  |
 
+With `access_log_flush_interval`, entries that are no end of a stream, every so often:
+
+| case                                 | status | response_details              | id  | up  |
+|--------------------------------------|--------|-------------------------------|-----|-----|
+| under way, no answer yet             | none   | none                          | yes | yes |
+| under way: streaming, a WebSocket    | its    | via_upstream                  | yes | yes |
+| under way while the check runs       | none   | none                          | -   | no  |
+| TCP under way, allowed               | none   | none                          | yes | yes |
+| TCP, the client has not spoken yet   | none   | none                          | -   | no  |
+
 NO: authz decided, and Envoy's entry does not say which decision. Only `request_id` relates the
 two then (`request.http.id` of the Check is another number than the entry's `stream_id`); none of
 them had an upstream host.
