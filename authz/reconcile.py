@@ -107,6 +107,7 @@ COUNTS = (
 
 
 _SAID = tuple(name for name in DECIDED if name not in ("roles", "patients"))
+_SAID_NOTHING = hash((*(None for _ in _SAID), None))
 
 
 @dataclass(slots=True, eq=False)
@@ -153,7 +154,9 @@ def judge(decision_id: str, decided: Half, access: Half) -> Gap | None:
     # In dry-run a denial is recorded and not enforced: the service is reached all the same.
     if access.reached and decided.enforced and not decided.allowed:
         kind = "denied_but_reached"
-    elif decided.allowed != access.allowed or (decided.said != access.said and not decided.revised):
+    elif decided.allowed != access.allowed or not (
+        access.said in (decided.said, _SAID_NOTHING) or decided.revised
+    ):
         kind = "disagrees"
     else:
         return None

@@ -146,6 +146,14 @@ def test_a_dry_run_as_it_is_recorded():
     assert found == {}
 
 
+def test_an_access_that_repeats_nothing():
+    """Where something went wrong with the decision, its id alone comes back: that contradicts
+    nothing."""
+    bare = {"kind": "access", "decision_id": "d1"}
+    assert gaps(decision(1, allowed=False, reason_code="internal_error"), bare)[0] == {}
+    assert gaps(decision(1), bare)[0] == {"disagrees": 1}
+
+
 def test_what_the_access_leaves_out_excuses_nothing():
     """A denial that was to be enforced and was reached is a gap, whatever the access repeats."""
     bare = {"kind": "access", "decision_id": "d1", "upstream": "10.0.0.1:80"}
