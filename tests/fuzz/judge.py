@@ -123,7 +123,7 @@ def _same(response: CheckResponse, record: Mapping[str, Any]) -> Iterator[str]:
         yield "the answer names another decision"
     if "authz" in fields:
         for name, value in orjson.loads(fields["authz"].string_value).items():
-            if record.get(name) != value:
+            if record.get("writer" if name == "decided_by" else name) != value:
                 yield f"answer and record differ in {name}"
     elif allowed:
         yield "an allow without what the record says"
