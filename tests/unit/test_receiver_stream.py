@@ -53,16 +53,19 @@ def test_attachments_arrive(tmp_path):
 )
 def test_what_does_not_fit_is_refused(tmp_path, entry):
     """An attachment that its record does not name, or a block that says too little, ends the
-    stream, and nothing of that batch is in the log."""
+    stream; nothing of that batch is in the log, which tells that it is missing."""
 
     async def run():
         async with Receiver(tmp_path) as receiver, Writer(tmp_path / "w", receiver.address) as w:
             w.write(({"kind": "decision"}, b""), entry)
             await until(lambda: w.forwarder.refusal)
             assert w.identity.writer in w.forwarder.refusal
-            return receiver.payloads()
+            await until(lambda: receiver.journal.next)
+            return [orjson.loads(payload) for payload in receiver.payloads()]
 
-    assert asyncio.run(run()) == []
+    assert {(told.get("event"), told.get("rule")) for told in asyncio.run(run())} == {
+        ("gap", "writer_sequence")
+    }
 
 
 def test_blocks_reach_every_writer(tmp_path):
