@@ -46,6 +46,8 @@ def demo(
     except ImportError as error:
         raise UsageError(f"the demo needs {error.name}; run: pip install 'authz[demo]'") from None
     console = Console(stderr=as_json, highlight=False)
+    # A shell has what it starts in the background ignore it, and `_end` raises it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGHUP, _end)
     result, code = None, 3  # ended early, it could not tell

@@ -163,9 +163,14 @@ def test_with_debians_client(demo):
     assert allowed in ("1", "true")
 
 
-def test_sigterm_stops_everything(tmp_path):
-    """SIGTERM ends every part, removes the temporary data, and shows no traceback."""
+@pytest.mark.parametrize("background", [False, True])
+def test_sigterm_stops_everything(tmp_path, background):
+    """SIGTERM ends every part, removes the temporary data, and shows no traceback; also where a
+    shell has started it in the background, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if background else None
     with kept(tmp_path) as demo:
+        if background:
+            signal.signal(signal.SIGINT, before)
         assert (
             len(demo.world.running()) >= 7
         )  # demo, service, ext-authz, receiver, Envoy, 2 x store
