@@ -16,9 +16,8 @@ import structlog
 from prometheus_client import Gauge
 
 from authz.errors import UsageError
-from authz.journal.chain import notice
 from authz.journal.segments import replace_file
-from authz.record import FIELD, MAX_INT, Record
+from authz.record import FIELD, MAX_INT, Record, notice
 from authz.v1 import stream_pb2 as pb
 
 # Not at once: the log's clock never goes back, and one that ran ahead must not lift a block.

@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
-from authz.record import DECIDED, Record
+from authz.record import DECIDED, Record, details_of
 
 SECOND = 1_000_000
 # ext-authz may record a decision a second time, right after the first: the last one counts. So what
@@ -457,7 +455,7 @@ class Writers:
             assert isinstance(time, int)
             self.hear(str(record["writer"]), time)
         elif record.get("event") == "writer_lost":
-            self.lost.add(str(orjson.loads(str(record["details"]))["writer"]))
+            self.lost.add(str(details_of(record).get("writer", "")))
 
     def hear(self, writer: str, time: int) -> None:
         self.newest[writer] = max(time, self.newest.get(writer, 0))
@@ -465,7 +463,7 @@ class Writers:
     def gap(self, decision_id: str, access: Half) -> Gap:
         """What it means that nobody recorded the decision that `access` names."""
         writer = access.decided_by
-        if writer in self.lost:
+        if writer and writer in self.lost:
             kind, source = "writer_lost", writer
         elif writer in self.newest and self.newest[writer] < decided_at(decision_id):
             kind, source = "writer_away", writer

@@ -276,16 +276,34 @@ async def settle(stack: Stack) -> None:
         " AND decision_id IN (SELECT decision_id FROM decisions WHERE trace_id IN %(traces)s)"
         " AND index < (SELECT max(size) FROM checkpoints)"
     )
+    answers: list[Answer] = []
     async with Caller(stack) as caller:
         while time.monotonic() < until:
-            traces.append((await caller.send(_MARKER)).trace)
+            answers.append(await caller.send(_MARKER))
+            traces.append(answers[-1].trace)
             for _ in range(10):
                 await asyncio.sleep(0.1)
                 if _arrived(stack, query, traces):
                     while time.monotonic() < until and not _arrived(stack, query, traces[-1:]):
                         await asyncio.sleep(0.1)
                     return
-    raise AssertionError(f"what was sent is not in ClickHouse after {_SETTLE_SECONDS} s")
+    raise AssertionError(
+        f"what was sent is not in ClickHouse after {_SETTLE_SECONDS} s\n{_evidence(stack, answers)}"
+    )
+
+
+def _evidence(stack: Stack, answers: list[Answer]) -> str:
+    """What became of `answers`, the largest checkpoint, and the last that every part has said."""
+    query = "SELECT trace_id, kind, index FROM audit_log WHERE trace_id IN %(traces)s"
+    with connect(stack.store) as client:
+        rows = client.execute(query, {"traces": [answer.trace for answer in answers]})
+        lines = [f"checkpoint: {client.execute('SELECT max(size) FROM checkpoints')}"]
+    for answer in answers:
+        found = [f"{kind} {index}" for trace, kind, index in rows if trace == answer.trace]
+        lines.append(f"{answer.status}: {', '.join(found) or 'nothing'}")
+    for part in stack.parts.values():
+        lines += [f"--- {part.name}", *part.told()[-15:]]
+    return "\n".join(lines)
 
 
 def _arrived(stack: Stack, query: str, traces: list[str]) -> bool:

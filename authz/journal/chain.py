@@ -11,12 +11,11 @@ alone; the record in turn holds the attachment's hash (`authz.record.attachment`
 
 import base64
 import hashlib
-import json
 import os
 import platform
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ import orjson
 from authz.errors import UsageError
 from authz.journal.segments import Journal, replace_file
 from authz.ledger import NoteError, Signer, leaf_hash
-from authz.record import SCHEMA_VERSION, Entry, Record, attachment_hash, canonical, misfit
+from authz.record import SCHEMA_VERSION, Entry, Record, attachment_hash, canonical, misfit, notice
 
 RECEIVERS_FIELDS = ("origin", "index", "sealed_at")
 
@@ -137,12 +136,6 @@ def load_identity(path: Path) -> Identity:
         return Identity(path, Signer.parse(content["key"]), content["origin"])
     except (AttributeError, KeyError, TypeError, ValueError, NoteError):
         raise UsageError(f"{path}: not a writer's identity; restore it from backup") from None
-
-
-def notice(event: str, time_us: int, details: Mapping[str, object]) -> Record:
-    """A record of kind ``notice``."""
-    text = json.dumps(details, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return {"kind": "notice", "event": event, "time": time_us, "details": text}
 
 
 def policy_notice(time_us: int, revision: str, archive: bytes = b"") -> Entry:

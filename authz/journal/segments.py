@@ -29,6 +29,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 import threading
 import zlib
 from collections.abc import Sequence
@@ -79,8 +80,7 @@ class Journal:
         self._directory = directory
         self._max_bytes = max_bytes
         # Room comes back by whole segments, so there must be several within the bound and the disk.
-        disk = os.statvfs(directory)
-        disk_bytes = disk.f_blocks * disk.f_frsize
+        disk_bytes, _ = _disk(directory)
         self._segment_bytes = min(segment_bytes, max_bytes // 8, disk_bytes // 16)
         self._spare = min(_SPARE, disk_bytes // 16)
         self._sync = sync
@@ -186,8 +186,7 @@ class Journal:
         """
         if end <= self._room:
             return
-        disk = os.statvfs(self._directory)
-        left = disk.f_bavail * disk.f_frsize - self._spare - (end - self._room)
+        left = _disk(self._directory)[1] - self._spare - (end - self._room)
         if left < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         room = end + min(_ROOM, self._segment_bytes, left)
@@ -395,6 +394,15 @@ def _write_all(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
+
+
+def _disk(directory: Path) -> tuple[int, int]:
+    """How many bytes the directory's disk has, and how many are left; without end where the
+    filesystem does not say."""
+    disk = os.statvfs(directory)
+    if not disk.f_blocks:
+        return sys.maxsize, sys.maxsize
+    return disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
 
 
 def _make_directory(directory: Path) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from authz.journal.chain import notice
 from authz.reconcile import (
     COUNTS,
     MOST_NAMED,
@@ -29,7 +28,7 @@ from authz.reconcile import (
     half_of,
     judge,
 )
-from authz.record import SCHEMA_VERSION, Record, clean
+from authz.record import Record, notice
 
 SUMMARY = "interval_summary"
 _MOST_OPEN = 10_000  # decisions under way that are carried on; beyond, they are told as gaps
@@ -108,7 +107,11 @@ class Accounts:
         its last record was sealed and how far the log had been counted when it was closed; the
         decisions that were under way; writers that were away since then; and writers that were told
         as lost. `next` is set back to where counting is to begin."""
-        last = told[-1][2] if told else 0
+        _, accounted, last, _ = told[-1] if told else (0, 0, 0, 0)
+        if accounted > self._accounted:  # told after the state was written
+            self._accounted = self.next = accounted
+            self._intervals = deque([Interval(accounted)])
+            self._reconciler.tally = self._intervals[0].tally
         for first, end, until, as_of in told:
             if as_of > self._accounted or until >= last - REPEATED_US:
                 self._told.append((end, as_of, Tally()))
@@ -123,7 +126,7 @@ class Accounts:
         for record in records:
             if self._told:
                 self._retell()
-            kind = record["kind"]
+            kind = record.get("kind")
             if kind in ("decision", "access"):
                 if self.next >= self._accounted:
                     self._advance(record["sealed_at"])  # type: ignore[arg-type]
@@ -182,7 +185,6 @@ class Accounts:
         heard = database.newest(sorted(writers - {""}))
         closing = Closing(interval)
         self._reconciler.close(interval.tally)
-        counts = {name: getattr(interval.tally, name) for name in COUNTS}
         self._decisions(closing, decided, found, now_us)
         self._accesses(closing, accessed, found, heard, now_us)
         self._carried(closing, found, now_us)
@@ -191,7 +193,7 @@ class Accounts:
         for decision_id, at in list(self.under_way.items()):
             if at < old:
                 del self.under_way[decision_id]
-        return [*_notices(closing, counts, self._origin, self.next, now_us)]
+        return [*_notices(closing, self._origin, self.next, now_us)]
 
     def _decisions(
         self, closing: Closing, decided: Halves, found: "dict[str, _Found]", now_us: int
@@ -324,31 +326,26 @@ def _same(one: Half, other: Half) -> bool:
     return (one.origin, one.index) == (other.origin, other.index)
 
 
-def _notices(
-    closing: Closing, counts: dict[str, int], origin: str, as_of: int, now_us: int
-) -> Iterator[Record]:
+def _notices(closing: Closing, origin: str, as_of: int, now_us: int) -> Iterator[Record]:
     """In the order in which they enter the log; the summary last."""
     interval = closing.interval
     where = {"first": interval.first, "end": interval.end}
     for (kind, source), gaps in sorted(interval.tally.gaps.items()):
         ids = [gap.decision_id or f"{origin}/{gap.index}" for gap in gaps.some]
         told = {"kind": kind, "source": source, "count": gaps.count, **where}
-        yield _notice("gap", now_us, told, rule=kind, records=ids)
+        yield notice("gap", now_us, told, rule=kind, records=ids)
     for kind, late in sorted(closing.late.items()):
         told = {"kind": kind, "count": len(late), **where}
-        yield _notice("gap_closed", now_us, told, rule=kind, records=late[:MOST_NAMED])
+        yield notice("gap_closed", now_us, told, rule=kind, records=late[:MOST_NAMED])
     for writer, (count, last_seq) in sorted(closing.lost.items()):
         told = {"writer": writer, "last_seq": last_seq, "accesses": count, **where}
-        yield _notice("writer_lost", now_us, told)
+        yield notice("writer_lost", now_us, told)
     for begin in range(MOST_NAMED, len(closing.open), MOST_NAMED):
         more = closing.open[begin : begin + MOST_NAMED]
-        yield _notice("under_way", now_us, {"count": len(more), **where}, records=more)
-    late_counts = ("matched_late", "matched_elsewhere", "explained_late", "explained_elsewhere")
-    counts |= {name: getattr(interval.tally, name) for name in late_counts}
-    counts.pop("pending")
+        yield notice("under_way", now_us, {"count": len(more), **where}, records=more)
     kinds = interval.tally.kinds
     told = {**where, "as_of": as_of, "from": interval.begun, "until": interval.until}
-    told |= counts
+    told |= {name: getattr(interval.tally, name) for name in COUNTS if name != "pending"}
     told |= {
         "missing": closing.missing,
         "open": len(closing.open),
@@ -356,12 +353,4 @@ def _notices(
         "unexplained": sum(kinds.get(kind, 0) for kind in _UNEXPLAINED),
         "gaps": kinds,
     }
-    yield _notice(SUMMARY, now_us, told, records=closing.open[:MOST_NAMED])
-
-
-def _notice(
-    event: str, now_us: int, details: dict[str, object], *, rule: str = "",
-    records: Sequence[str] = (),
-) -> Record:  # fmt: skip
-    told = notice(event, now_us, details)
-    return clean({**told, "rule": rule, "records": list(records), "schema": SCHEMA_VERSION})
+    yield notice(SUMMARY, now_us, told, records=closing.open[:MOST_NAMED])

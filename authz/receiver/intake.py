@@ -15,20 +15,13 @@ from google.protobuf.message import DecodeError
 
 from authz.blocks import fault, is_blocking
 from authz.envoy.access_log import Access, http_access, identifier, tcp_access
-from authz.journal.chain import (
-    ChainError,
-    chain_hash,
-    check_attachment,
-    check_link,
-    notice,
-    split,
-)
+from authz.journal.chain import ChainError, chain_hash, check_attachment, check_link, split
 from authz.journal.commit import Committer
 from authz.journal.segments import JournalError
 from authz.receiver.access import access_record
-from authz.receiver.metrics import BLOCKS, ENTRIES, LOST_MESSAGES, RECORDS, STREAMS
+from authz.receiver.metrics import BLOCKS, ENTRIES, LOST_MESSAGES, RECORDS, STREAMS, count_gaps
 from authz.receiver.sequence import Log, Place
-from authz.record import SCHEMA_VERSION, Entry, clean
+from authz.record import Entry, notice
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
 from authz.v1 import stream_pb2 as pb
@@ -37,6 +30,7 @@ _RETRY_SECONDS, _RETRY_MAX_SECONDS = 0.2, 2
 _COMPLAIN_SECONDS = 5
 _QUIET_SECONDS = 5
 _GIVE_WAY_SECONDS = 0.01
+_MOST_UNDER_WAY = 100_000  # decisions; the log carries far fewer
 
 logger = structlog.get_logger()
 
@@ -129,8 +123,11 @@ class Intake:
         now_us = time.time_ns() // 1000
         for entry in entries:
             said = entry.get("authz")
-            if "end_of_stream" not in entry and isinstance(said, dict):
-                self.under_way[str(said.get("decision_id", ""))] = now_us
+            if "end_of_stream" in entry or not isinstance(said, dict) or "decision_id" not in said:
+                continue
+            decision_id = str(said["decision_id"])
+            if decision_id in self.under_way or len(self.under_way) < _MOST_UNDER_WAY:
+                self.under_way[decision_id] = now_us
 
     async def _keep(self, group: list[Entry], source: str) -> None:
         """Get `group` onto the disk, however long that takes: an Envoy will not send it again, and
@@ -200,24 +197,33 @@ class Intake:
                                 now_us = time.time_ns() // 1000
                                 yield pb.FromReceiver(blocks=sent.message(now_us))
                             continue
-                        self._heard[hello.writer] = time.monotonic()
+                        self._heard[hello.writer] = math.inf  # until this is on disk
                         try:
                             place = await self._take(hello.writer, place, message.batch)
                         except ChainError as error:
                             logger.error("writer's chain is broken", error=str(error))
                             self._alarm(hello.writer, place.seq, str(error))
                             await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
+                        self._heard[hello.writer] = time.monotonic()
                         yield pb.FromReceiver(ack=pb.Ack(seq=place.seq))
 
     def _alarm(self, writer: str, last_seq: int, reason: str) -> None:
         """Tell in the log, once, that a writer's records do not follow those that are there."""
-        if (writer, last_seq) not in self._alarms:
-            self._alarms.add((writer, last_seq))
-            told = {"kind": "writer_sequence", "source": writer, "count": 1}
-            told |= {"last_seq": last_seq, "reason": reason}
-            gap = notice("gap", time.time_ns() // 1000, told)
-            gap |= {"rule": "writer_sequence", "schema": SCHEMA_VERSION}
-            self._committer.submit([(clean(gap), b"")]).add_done_callback(asyncio.Future.exception)
+        what = (writer, last_seq)
+        if what in self._alarms:
+            return
+        self._alarms.add(what)
+        told = {"kind": "writer_sequence", "source": writer, "count": 1, "last_seq": last_seq}
+        told["reason"] = reason
+        gap = notice("gap", time.time_ns() // 1000, told, rule="writer_sequence")
+
+        def over(durable: "asyncio.Future[None]") -> None:
+            if durable.exception() is None:
+                count_gaps([gap])
+            else:
+                self._alarms.discard(what)  # the writer comes again
+
+        self._committer.submit([(gap, b"")]).add_done_callback(over)
 
     @contextlib.contextmanager
     def _connection(self, writer: str) -> Iterator[None]:

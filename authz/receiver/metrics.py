@@ -1,6 +1,10 @@
 """The receiver's metrics (Prometheus)."""
 
+from collections.abc import Iterable
+
 from prometheus_client import Counter, Gauge, Histogram
+
+from authz.record import Record
 
 STREAMS = Gauge("authz_receiver_streams", "Open streams", ["from"])
 ENTRIES = Counter(
@@ -25,3 +29,10 @@ STORE_SECONDS = Histogram("authz_receiver_store_seconds", "Time to store and rea
 GAPS = Counter(
     "authz_receiver_gaps_total", "Notices of what does not add up, by the kind of gap", ["kind"]
 )
+
+
+def count_gaps(told: Iterable[Record]) -> None:
+    """Count those of `told`, notices that are durable, that tell a gap."""
+    for record in told:
+        if record.get("event") == "gap":
+            GAPS.labels(record.get("rule", "")).inc()

@@ -10,9 +10,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from authz.journal.chain import notice
 from authz.ledger import Checkpoint, NoteError
-from authz.record import SCHEMA_VERSION, Record
+from authz.record import Record, notice
 
 EVERY_SECONDS = 600
 _MOST_LOGS = 1000
@@ -49,11 +48,7 @@ class Roster:
                 room = _MOST_TEXT
             parts[-1].append(entry)
             room -= length
-        return [
-            notice("roster", time_us, {"logs": part}) | {"schema": SCHEMA_VERSION}
-            for part in parts
-            if part
-        ]
+        return [notice("roster", time_us, {"logs": part}) for part in parts if part]
 
 
 def _is_checkpoint(origin: str, size: int, note: str) -> bool:

@@ -47,7 +47,7 @@ from authz.ledger import (
     sign_note,
 )
 from authz.receiver.recent import MOST, Leaves, Recent
-from authz.record import Entry, Record, canonical, form
+from authz.record import Entry, Record, canonical, details_of, form
 
 # Of one batch, attachments included; they are in memory while it is stored.
 _BATCH_BYTES: float = 32 << 20
@@ -182,7 +182,7 @@ class Log:
         index = first
         for group in items:
             newest = group[-1][0]
-            if newest["kind"] != "access":
+            if "writer_seq" in newest or newest.get("kind") != "access":  # not Envoy's
                 told += [record for record, _ in group]
             if place := _place(newest):
                 places[str(newest["writer"])] = place
@@ -320,7 +320,7 @@ class Log:
         sealed_at = records[-1]["sealed_at"]
         assert isinstance(sealed_at, int)
         writers = {**self.stored.writers, **places}
-        notices = [record for record in records if record["kind"] == "notice"]
+        notices = [record for record in records if record.get("kind") == "notice"]
         blocks = self.stored.blocks.after(notices)
         accounted = max(map(_accounted, notices), default=0)
         accounted = max(accounted, self.stored.accounted)
@@ -379,7 +379,7 @@ def _accounted(record: Record) -> int:
     """The end of the interval that `record` tells the account of; 0 if it tells none."""
     if record.get("event") != "interval_summary" or "writer_seq" in record:
         return 0
-    return int(orjson.loads(str(record["details"]))["end"])
+    return int(details_of(record)["end"])
 
 
 def _place(record: Record) -> Place | None:

@@ -2,6 +2,7 @@
 
 from authz.record.attachment import attachment_hash, is_policy, sealing_key_id
 from authz.record.canonical import canonical, clean, fit, form, misfit, text
+from authz.record.notices import details_of, notice
 from authz.record.schema import (
     DECIDED,
     FIELD,
@@ -27,10 +28,12 @@ __all__ = [
     "attachment_hash",
     "canonical",
     "clean",
+    "details_of",
     "fit",
     "form",
     "is_policy",
     "misfit",
+    "notice",
     "sealing_key_id",
     "text",
 ]

@@ -29,6 +29,8 @@ class Books:
         self._accounts = accounts
         self._client = connect(store)
         self._database = Accounted(self._client, log.origin)
+        # What is durable and not yet stored may tell of intervals: it is waited for.
+        self._begin = log.stored.tree.size + log.waiting()
         self._restored = False
         self._untold: list[Record] = []
 
@@ -43,7 +45,7 @@ class Books:
                 if not self._untold:
                     return
                 await self._committer.submit([(record, b"") for record in self._untold])
-                _measure(self._untold)
+                metrics.count_gaps(self._untold)
                 self._untold = []
         except QUERY_ERRORS as error:
             self._client.disconnect()
@@ -53,6 +55,8 @@ class Books:
 
     def _count(self, batch: Batch | None) -> None:
         accounts, stored = self._accounts, self._log.stored.tree.size
+        if stored < self._begin:
+            return
         if not self._restored and stored:
             away, lost = self._database.away()
             accounts.restore(self._database.told(), self._database.under_way(), away, lost)
@@ -64,13 +68,9 @@ class Books:
             accounts.add(batch.records)
 
     def _close(self) -> list[Record]:
+        if not self._restored:
+            return []
         now_us = self._accounts.newest
         if not self._log.waiting():
             now_us = max(now_us, time.time_ns() // 1000)
         return self._accounts.close(now_us, self._database)
-
-
-def _measure(told: list[Record]) -> None:
-    for record in told:
-        if record["event"] == "gap":
-            metrics.GAPS.labels(record["rule"]).inc()

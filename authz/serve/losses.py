@@ -8,14 +8,13 @@ import orjson
 import structlog
 
 from authz.config import Receiver
-from authz.journal.chain import notice
 from authz.journal.commit import Committer
 from authz.journal.segments import JournalError, replace_file
 from authz.receiver import metrics
 from authz.receiver.envoys import Envoys
 from authz.receiver.intake import Intake
 from authz.receiver.losses import Losses, Lost
-from authz.record import SCHEMA_VERSION, Entry, Record, clean
+from authz.record import Entry, Record, notice
 
 logger = structlog.get_logger()
 
@@ -71,8 +70,7 @@ class EnvoyLosses:
                     logger.error("what Envoy lost is not on record yet", error=str(error))
                     await asyncio.sleep(1)
                 else:
-                    for record in told:
-                        metrics.GAPS.labels(record["rule"]).inc()
+                    metrics.count_gaps(told)
                     told = []
 
 
@@ -82,5 +80,4 @@ def _record(lost: Lost) -> Record:
         kind, event = "envoy_lost", "gap_closed"
     told = {"kind": kind, "source": f"envoy:{lost.node}", "count": lost.count}
     told |= {"from": lost.since, "until": lost.until}
-    record = notice(event, time.time_ns() // 1000, told)
-    return clean({**record, "rule": kind, "schema": SCHEMA_VERSION})
+    return notice(event, time.time_ns() // 1000, told, rule=kind)

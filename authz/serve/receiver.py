@@ -12,7 +12,6 @@ from clickhouse_driver import Client
 
 from authz.config import Config, Receiver
 from authz.errors import UsageError
-from authz.journal.chain import notice
 from authz.journal.commit import Committer
 from authz.journal.segments import Journal, JournalError, replace_file
 from authz.ledger import NoteError, Signer
@@ -20,7 +19,7 @@ from authz.receiver import metrics
 from authz.receiver.accounts import Accounts
 from authz.receiver.intake import Intake
 from authz.receiver.sequence import Log
-from authz.record import SCHEMA_VERSION, Entry, Record
+from authz.record import Entry, Record, notice
 from authz.record.privacy import PrivacyKey, load_key
 from authz.record.resource import Resources
 from authz.serve import grpc_server, roster, tls
@@ -220,5 +219,4 @@ async def _tell_start(committer: Committer[list[Entry]], log: Log, journal: Jour
 
 def _started(log: Log, *, new: bool) -> Record:
     event = "log_started" if new else "receiver_started"
-    record = notice(event, time.time_ns() // 1000, {"origin": log.origin})
-    return record | {"schema": SCHEMA_VERSION}
+    return notice(event, time.time_ns() // 1000, {"origin": log.origin})

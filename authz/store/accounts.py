@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import orjson
 from clickhouse_driver import Client
 
-from authz.record import DECIDED, Record
+from authz.record import DECIDED, Record, details_of
 from authz.store import rows
 
 _COLUMNS = (
@@ -34,25 +33,15 @@ class Accounted:
         seen: dict[str, int] = {}
         for begin in range(0, len(decision_ids), _ASKED_AT_ONCE):
             some = decision_ids[begin : begin + _ASKED_AT_ONCE]
-            ids = {
-                "name": "ids",
-                "structure": [("id", "String")],
-                "data": [{"id": one} for one in some],
-            }
-            condition = (
-                "sealed_at >= fromUnixTimestamp64Micro(%(since)s, 'UTC')"
-                " AND decision_id IN (SELECT id FROM ids)"
-            )
-            for record in self._read(condition, {"since": since}, external_tables=[ids]):
+            condition = "sealed_at >= fromUnixTimestamp64Micro(%(since)s, 'UTC')"
+            for record in self._read(condition, {"since": since}, some):
                 one = str(record["decision_id"])
                 seen[one] = seen.get(one, 0) + 1
                 yield record
         alone = [one for one in decision_ids if seen.get(one, 0) < 2][:_SOUGHT_LONG]
         if alone:
-            condition = (
-                "sealed_at < fromUnixTimestamp64Micro(%(since)s, 'UTC') AND decision_id IN %(ids)s"
-            )
-            yield from self._read(condition, {"since": since, "ids": alone})
+            condition = "sealed_at < fromUnixTimestamp64Micro(%(since)s, 'UTC')"
+            yield from self._read(condition, {"since": since}, alone)
 
     def newest(self, writers: Sequence[str]) -> dict[str, tuple[int, int]]:
         """The told time of each writer's newest record, in whatever log, and its number."""
@@ -74,11 +63,15 @@ class Accounted:
         and how far the log had been counted when it was closed."""
         query = (
             "SELECT details FROM audit_log WHERE origin = %(origin)s AND kind = 'notice'"
-            f" AND writer_seq = 0 AND event = 'interval_summary' AND {_LOOK_BACK}"
-            " ORDER BY index DESC LIMIT 100"
+            " AND writer_seq = 0 AND event = 'interval_summary' ORDER BY index DESC LIMIT 100"
         )
-        found = [orjson.loads(row[0]) for row in self._client.execute(query, self._origin_value)]
-        return [(one["first"], one["end"], one["until"], one["as_of"]) for one in reversed(found)]
+        found: list[tuple[int, int, int, int]] = []
+        for (details,) in reversed(self._client.execute(query, self._origin_value)):
+            told = details_of({"details": details})
+            first, end, until, as_of = (told.get(n) for n in ("first", "end", "until", "as_of"))
+            if all(isinstance(number, int) for number in (first, end, until, as_of)):
+                found.append((first, end, until, as_of))  # type: ignore[arg-type]
+        return found
 
     def under_way(self) -> list[Record]:
         """Decisions that the log tells as under way, and whose accesses have not come since."""
@@ -90,7 +83,7 @@ class Accounted:
         carried -= self._ids(told + " AND event = 'gap' AND rule = 'no_access'")
         if not carried:
             return []
-        found = list(self._read("decision_id IN %(ids)s", {"ids": sorted(carried)}))
+        found = list(self._read("true", {}, sorted(carried)))
         ended = {record["decision_id"] for record in found if record["kind"] == "access"}
         return [
             record
@@ -109,24 +102,33 @@ class Accounted:
         away: dict[str, int] = {}
         lost: set[str] = set()
         for event, details, sealed_at in self._client.execute(query, self._origin_value):
-            told = orjson.loads(details)
+            told = details_of({"details": details})
             if event == "writer_lost":
-                lost.add(told["writer"])
+                lost.add(str(told.get("writer", "")))
             else:
-                away.setdefault(told["source"], sealed_at)
+                away.setdefault(str(told.get("source", "")), sealed_at)
         return away, lost
 
     def _ids(self, query: str) -> set[str]:
         return {row[0] for row in self._client.execute(query, self._origin_value)}
 
-    def _read(self, condition: str, values: dict[str, Any], **more: Any) -> Iterable[Record]:
+    def _read(
+        self, condition: str, values: dict[str, Any], decision_ids: Sequence[str]
+    ) -> Iterable[Record]:
+        """Decisions and accesses with one of the ids, which are sent beside the query: its text has
+        a bound."""
+        ids = {
+            "name": "ids",
+            "structure": [("id", "String")],
+            "data": [{"id": one} for one in decision_ids],
+        }
         selected = ", ".join(
             "toUnixTimestamp64Micro(sealed_at)" if name == "sealed_at" else f"`{name}`"
             for name in _COLUMNS
         )
         query = (
             f"SELECT {selected} FROM audit_log WHERE kind IN ('decision', 'access')"
-            f" AND {condition} ORDER BY origin, index"
+            f" AND {condition} AND decision_id IN (SELECT id FROM ids) ORDER BY origin, index"
         )
-        for row in self._client.execute(query, values, **more):
+        for row in self._client.execute(query, values, external_tables=[ids]):
             yield {name: value for name, value in zip(_COLUMNS, row, strict=True) if value}

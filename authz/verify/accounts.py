@@ -1,31 +1,35 @@
 """The count of all logs, and each log's own account of it, recomputed.
 
 A log's summaries say where its intervals end, and how far its receiver had come when it closed
-each. They are read first, so that the same count is made here over the same records; whether they
-are the log's is seen when they come by as its records.
+each. They are read ahead of its records, so that the same count is made here over the same records;
+whether they are the log's is seen when they come by as its records.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
 from clickhouse_driver import Client
 
-from authz.reconcile import Reconciler, Rest, Tally, Writers
-from authz.record import Record
+from authz.reconcile import REPEATED_US, Halves, Reconciler, Rest, Tally, Writers
+from authz.record import Record, details_of
 from authz.record import text as as_text
 
 _SUMMARIES = (
-    "SELECT details FROM audit_log WHERE origin = %(origin)s AND kind = 'notice'"
-    " AND event = 'interval_summary' AND writer_seq = 0 ORDER BY index"
+    "SELECT index, details FROM audit_log WHERE origin = %(origin)s AND kind = 'notice'"
+    " AND event = 'interval_summary' AND writer_seq = 0 AND index >= %(first)s"
+    " ORDER BY index LIMIT %(limit)s"
 )
+_READ_AT_ONCE = 100
 _EXACT = ("decisions", "allowed", "denied", "matched", "accesses", "explained")
+
+Summary = tuple[int, str]  # where it is in its log, and its details
 
 
 @dataclass(slots=True)
 class _Interval:
-    """As a summary tells it, and as it is counted here."""
+    """As a summary tells it (if one does), and as it is counted here."""
 
     first: int
     end: int
@@ -33,51 +37,76 @@ class _Interval:
     told: dict[str, Any]
     tally: Tally = field(default_factory=Tally)
     counted: dict[str, int] | None = None
+    newest: int = 0  # when it was counted: the time that its log had come to
 
 
-@dataclass(slots=True)
 class _Log:
-    """One log on its way."""
+    """One log on its way. Held are the interval that is being counted, those that have ended and
+    are not told yet, and the last of those before."""
 
-    intervals: list[_Interval]
-    reconciler: Reconciler = field(default_factory=Reconciler)
-    total: Tally = field(default_factory=Tally)
-    begun: int = 0  # how many intervals have been counted to their ends
-    closed: int = 0
-    told: int = 0
-    open: set[str] = field(default_factory=set)
+    def __init__(self, summaries: Iterable[Summary]) -> None:
+        self._ahead = _intervals(summaries)
+        self._counting = next(self._ahead, None)
+        self._ended: deque[_Interval] = deque()  # and not closed
+        self._closed: deque[_Interval] = deque()  # and not told
+        self._told: deque[_Interval] = deque()  # not in `total` yet, as they may change still
+        self.told_end: int | None = None
+        self.total = Tally()
+        self.open: set[str] = set()
+        self.reconciler = Reconciler()
+        self._count_next()
 
-    def __post_init__(self) -> None:
-        self.reconciler.tally = self._next_tally()
+    def _count_next(self) -> None:
+        self.reconciler.tally = self._counting.tally if self._counting else self.total
 
-    def _next_tally(self) -> Tally:
-        return self.intervals[self.begun].tally if self.begun < len(self.intervals) else self.total
-
-    def reach(self, index: int) -> Iterator[tuple[Any, Any]]:
+    def reach(self, index: int) -> Iterator[tuple[Halves, Halves]]:
         """Everything before record `index` is counted; yields what closed intervals left."""
-        while self.begun < len(self.intervals) and index >= self.intervals[self.begun].end:
-            self.begun += 1
-            self.reconciler.tally = self._next_tally()
-        while self.closed < self.begun and index >= self.intervals[self.closed].as_of:
-            yield self.close()
+        while self._counting and index >= self._counting.end:
+            self._ended.append(self._counting)
+            self._counting = next(self._ahead, None)
+            self._count_next()
+        while self._ended and index >= self._ended[0].as_of:
+            yield self._close(self._ended.popleft())
 
-    def close(self) -> tuple[Any, Any]:
-        interval = self.intervals[self.closed]
-        self.closed += 1
+    def _close(self, interval: _Interval) -> tuple[Halves, Halves]:
         left = self.reconciler.close(interval.tally)
         self.reconciler.drop([*left[0], *left[1]])
         tally = interval.tally
+        interval.newest = self.reconciler.newest
         interval.counted = {name: getattr(tally, name) for name in _EXACT}
         interval.counted["turned_away"] = tally.ended + tally.rejected_by_envoy
+        (self._closed if interval.told else self._told).append(interval)
+        while self._told and self._told[0].newest < interval.newest - 3 * REPEATED_US:
+            self.total.add(self._told.popleft().tally)
         return left
+
+    def tell(self, told: dict[str, Any]) -> _Interval | None:
+        """The interval of which this is `told`, if it is closed and was not told before."""
+        for interval in self._closed:
+            if interval.told == told:
+                while self._closed[0] is not interval:
+                    self._told.append(self._closed.popleft())  # its summary is another, or gone
+                self._told.append(self._closed.popleft())
+                return interval
+        return None
+
+    def finish(self) -> Tally:
+        """No more records come: the count of all."""
+        self.reconciler.finish()
+        counting = [self._counting] if self._counting else []
+        for interval in [*self._told, *self._closed, *self._ended, *counting]:
+            self.total.add(interval.tally)
+        return self.total
 
 
 class Accounts:
     """`add` the records of all logs, each log's in order; then `finish`."""
 
-    def __init__(self, summaries: Mapping[str, Sequence[str]], grace_seconds: float = 60) -> None:
-        """`summaries` are the details of each log's, in order (`read_summaries`)."""
-        self._logs = {origin: _Log(_intervals(told)) for origin, told in summaries.items()}
+    def __init__(
+        self, summaries: Mapping[str, Iterable[Summary]], grace_seconds: float = 60
+    ) -> None:
+        """`summaries` are each log's, in order (`read_summaries`)."""
+        self._logs = {origin: _Log(told) for origin, told in summaries.items()}
         self._rest = Rest(grace_seconds)
         self._newest = 0  # when the newest record of all was sealed
         self._writers = Writers()
@@ -100,6 +129,8 @@ class Accounts:
         kind = record.get("kind")
         if kind in ("decision", "access"):
             log.reconciler.add(record)
+        if kind == "access" and log.open:
+            log.open.discard(str(record.get("decision_id", "")))
         if kind != "access":
             self._writers.add(record)
         if kind == "notice" and "writer_seq" not in record:
@@ -115,13 +146,11 @@ class Accounts:
             log.open.difference_update(named)
         if event != "interval_summary":
             return
-        told = _details(record)
-        before = log.intervals[log.told - 1].end if log.told else None
-        interval = log.intervals[log.told] if log.told < len(log.intervals) else None
-        log.told += 1
-        if interval is None or told != interval.told or interval.counted is None:
+        interval = log.tell(details_of(record))
+        if interval is None:
             yield "an interval's summary is malformed, or comes before the interval has ended"
             return
+        before, log.told_end = log.told_end, interval.end
         if before is not None and interval.first != before:
             yield f"the interval begins at {interval.first}; the one before it ended at {before}"
         yield from _differences(interval)
@@ -131,11 +160,8 @@ class Accounts:
         total = Tally()
         still_open: set[str] = set()
         for log in self._logs.values():
-            log.reconciler.finish()
+            total.add(log.finish())
             self._rest.add(*log.reconciler.unmatched())
-            for interval in log.intervals:
-                total.add(interval.tally)
-            total.add(log.total)
             still_open |= log.open
         total.add(self._rest.finish(self._newest, self._writers, still_open))
         return total
@@ -143,7 +169,7 @@ class Accounts:
 
 def _differences(interval: _Interval) -> Iterator[str]:
     assert interval.counted is not None
-    told = dict(interval.told)
+    told = {name: value for name, value in interval.told.items() if isinstance(value, int)}
     told["turned_away"] = told.get("ended", 0) + told.get("rejected_by_envoy", 0)
     for name, count in interval.counted.items():
         if told.get(name) != count:
@@ -154,29 +180,30 @@ def _differences(interval: _Interval) -> Iterator[str]:
         yield f"the interval's summary does not say what became of {left} decisions"
 
 
-def read_summaries(client: Client, origin: str) -> list[str]:
-    """The details of a log's summaries."""
-    found = client.execute(_SUMMARIES, {"origin": origin})
-    return [as_text(details, 65_536) for (details,) in found]
+def read_summaries(client: Client, origin: str) -> Iterator[Summary]:
+    """A log's summaries, in order; read as they are taken."""
+    first = 0
+    while True:
+        values = {"origin": origin, "first": first, "limit": _READ_AT_ONCE}
+        found = client.execute(_SUMMARIES, values)
+        for index, details in found:
+            yield index, as_text(details, 65_536)
+        if len(found) < _READ_AT_ONCE:
+            return
+        first = found[-1][0] + 1
 
 
-def _intervals(summaries: Sequence[str]) -> list[_Interval]:
-    """As the summaries tell them; those that cannot be are left out, and found later."""
-    found: list[_Interval] = []
-    for details in summaries:
-        told = _details({"details": details})
-        numbers = [told.get(name) for name in ("first", "end", "as_of")]
-        if all(type(number) is int for number in numbers):
-            first, end, as_of = numbers
-            fits = 0 <= first <= end <= as_of  # type: ignore[operator]
-            if fits and (not found or end >= found[-1].end):  # type: ignore[operator]
-                found.append(_Interval(first, end, as_of, told))  # type: ignore[arg-type]
-    return found
-
-
-def _details(record: Record) -> dict[str, Any]:
-    try:
-        told = orjson.loads(str(record.get("details", "")))
-    except ValueError:
-        return {}
-    return told if isinstance(told, dict) else {}
+def _intervals(summaries: Iterable[Summary]) -> Iterator[_Interval]:
+    """As the summaries tell them, and what lies between two: records older than the first, or a
+    summary that is malformed or gone, which is found later."""
+    reached = 0
+    for index, details in summaries:
+        told = details_of({"details": details})
+        first, end, as_of = (told.get(name) for name in ("first", "end", "as_of"))
+        if not (type(first) is type(end) is type(as_of) is int):
+            continue
+        if 0 <= first < end <= as_of <= index and end > reached:
+            if first > reached:
+                yield _Interval(reached, first, first, {})
+            reached = end
+            yield _Interval(first, end, as_of, told)

@@ -436,3 +436,11 @@ def test_replaced_whole_or_not(disk, tmp_path, at):
     disk.fail_at = None
     replace_file(path, b"newer")
     assert path.read_bytes() == b"newer"
+
+
+def test_a_disk_of_unknown_size(tmp_path, disk):
+    """Where a filesystem does not say how large it is, the journal takes what it is given."""
+    disk.statvfs = lambda _: os.statvfs_result([0] * 10)
+    with opened(tmp_path) as journal:
+        journal.append([b"one"])
+        assert contents(journal) == [b"one"]

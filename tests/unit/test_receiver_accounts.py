@@ -54,22 +54,29 @@ class Database:
 class Log:
     """One receiver's log, told and counted as time goes on."""
 
-    def __init__(self, origin="a", logs=None):
+    def __init__(self, origin="a", logs=None, before=()):
+        """`before`: records that are older than the log's accounts."""
         self.origin = origin
         self.records = []
+        self.first = 0
         self.now = 100 * SECOND
         self.logs = {} if logs is None else logs
         self.logs[origin] = self.records
         self.under_way = {}
         self.start()
+        self.append(*before)
+        self.first = len(before)
+        self.start()
 
-    def start(self):
-        """As after a crash: from what the log says."""
-        accounted = max([d["end"] for d in map(orjson.loads, self.summaries())], default=0)
+    def start(self, unstored=0):
+        """As after a crash: from what the log says, and a state that is older than the last
+        `unstored` summaries."""
+        told = [orjson.loads(one["details"]) for one in self.notices("interval_summary")]
+        # Of what is durable, the last may not have been stored when it crashed.
+        accounted = max([d["end"] for d in told[: len(told) - unstored]], default=self.first)
         self.accounts = Accounts(
             self.origin, accounted, **LIMITS, under_way=self.under_way, started_us=0
         )
-        told = [orjson.loads(one) for one in self.summaries()]
         carried = {one for r in self.notices("interval_summary") for one in r.get("records", [])}
         carried -= {one for r in self.notices("gap") for one in r.get("records", [])}
         ended_ = {r.get("decision_id") for r in self.records if r["kind"] == "access"}
@@ -84,7 +91,7 @@ class Log:
         return [record for record in self.records if record.get("event") == event]
 
     def summaries(self):
-        return [record["details"] for record in self.notices("interval_summary")]
+        return [(one["index"], one["details"]) for one in self.notices("interval_summary")]
 
     def append(self, *records):
         for told in records:
@@ -118,7 +125,7 @@ def verified(*logs):
     wrong = []
     merged = sorted((r for log in logs for r in log.records), key=lambda r: r["sealed_at"])
     for record in merged:
-        wrong += found.add(record, record["origin"])
+        wrong += [(record["index"], text) for text in found.add(record, record["origin"])]
     return wrong, found.finish()
 
 
@@ -288,7 +295,7 @@ def traffic(random, log, restarts):
             late.remove((due, record))
             log.append(record)
         if restarts and random.random() < 0.15:
-            log.start()
+            log.start(random.choice((0, 1)))
     for _, record in late:
         log.append(record)
     for _ in range(60):
@@ -309,6 +316,86 @@ def test_summaries_are_what_a_verifier_counts(seed, restarts):
         assert sums["decisions"] == tally.decisions
         assert sums["accesses"] == tally.accesses
     assert tally.pending == 0 or log.under_way
+
+
+def test_records_older_than_the_accounts():
+    """A log that had records before its receiver could tell intervals: nothing is wrong with the
+    first that it tells, and the older ones are counted all the same."""
+    older = [decision(1), access(1), decision(2), access(3), decision(4, allowed=False), access(4)]
+    log = Log(before=older)
+    log.append(decision(11), access(11), access(2))
+    log.tick(20)
+    [summary] = log.notices("interval_summary")
+    assert orjson.loads(summary["details"])["first"] == len(older)
+    wrong, tally = verified(log)
+    assert wrong == []
+    assert (tally.decisions, tally.accesses) == (4, 5)
+    assert tally.kinds == {"no_decision": 1, "denied_but_reached": 1}
+
+
+def test_told_before_the_state_was_written():
+    """A crash right after an interval became durable: it is not told again."""
+    log = Log()
+    for number in range(3):
+        log.append(decision(number), access(number))
+        log.tick(20)
+        log.start(unstored=1)
+        log.tick(20)
+    assert len(log.summaries()) == 3
+    assert verified(log)[0] == []
+
+
+def test_many_intervals_are_held_one_by_one():
+    """A verifier's memory does not grow with the intervals of a log."""
+    log = Log()
+    for number in range(200):
+        log.append(decision(number), access(number))
+        log.tick(20)
+    ahead = []
+
+    def summaries():
+        for summary in log.summaries():
+            ahead.append(summary)
+            yield summary
+
+    found = Verified({"a": summaries()})
+    for seen, record in enumerate(log.records):
+        assert not list(found.add(record, "a"))
+        assert len(ahead) <= seen // 3 + 2
+    assert found.finish().matched == 200
+
+
+DAMAGED = [
+    b"", b"{", b"null", b"[]", b"7", b"{}", b'{"first":0,"end":3,"as_of":3}',
+    b'{"first":"0","end":3,"as_of":3}', b'{"first":0,"end":3,"as_of":9e99}',
+    b'{"first":0,"end":900000,"as_of":900000}', b'{"first":0,"end":2,"as_of":2,"missing":"x"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_damaged_summary(damaged, place):
+    """Whatever somebody wrote over a summary, it is a finding, and no more than its neighbour is
+    drawn in."""
+    log = Log()
+    for number in range(6):
+        log.append(decision(number), access(number))
+        log.tick(20)
+    summaries = log.notices("interval_summary")
+    summaries[place]["details"] = damaged.decode()
+    wrong, tally = verified(log)
+    drawn_in = {index for index, _ in wrong}
+    assert summaries[place]["index"] in drawn_in
+    assert drawn_in <= {one["index"] for one in summaries[place : place + 2]}
+    assert (tally.decisions, tally.matched + tally.matched_late, tally.kinds) == (6, 6, {})
+
+
+def test_a_damaged_writer_lost():
+    """The same of who was told as lost."""
+    log = Log()
+    log.append({"kind": "notice", "event": "writer_lost", "details": "{"}, access(1))
+    log.tick(20)
+    assert verified(log)[1].kinds == {"no_decision": 1}
 
 
 @settings(deadline=None, max_examples=60)

@@ -192,3 +192,14 @@ def test_journal_that_holds_something_else(log, tmp_path):
     with pytest.raises(CorruptJournalError, match="restore"):
         log.log.seal(10)
     assert (log.directory / "checkpoint").read_bytes() == before
+
+
+def test_a_record_of_no_kind(log):
+    """A writer of another version sends what it likes: it becomes a leaf like any other, and does
+    not keep the log from going on."""
+    log.append([*log.written([{"reason": "no kind"}]), *log.written([{"kind": "later"}])])
+    log.append(records(1))
+    batch = log.log.seal(10)
+    assert [record.get("kind") for record in batch.records] == [None, "later", "access"]
+    log.log.finish(batch)
+    assert log.log.stored.writers[log.identity.writer].seq == 2

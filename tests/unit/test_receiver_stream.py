@@ -12,8 +12,9 @@ from streams import FAR, Receiver, Writer, named, now_us, opening, until
 
 from authz.blocks import Blocks, block_notice, unblock_notice
 from authz.errors import UnavailableError, UsageError
-from authz.journal.chain import load_identity, notice, policy_notice, split
+from authz.journal.chain import load_identity, policy_notice, split
 from authz.journal.segments import Journal
+from authz.record import notice
 from authz.serve import tell
 from authz.v1 import stream_pb2 as pb
 
