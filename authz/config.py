@@ -184,6 +184,40 @@ class Privacy(_Section):
     )
 
 
+class DisclosureRule(_Section):
+    """Where the answers of other JSON APIs name their patients."""
+
+    path: str = Field(description="a path template of privacy.templates, or the beginning of one")
+    patients: tuple[str, ...] = Field(description="JSONPath of the identifiers: $.items[*].mrn")
+    resource_type: str = Field("", description="what each of them stands for in the counts")
+
+
+class Disclosure(_Section):
+    """Whose data answers hold, as Envoy's ext_proc filter shows them to the Check server."""
+
+    routes: tuple[str, ...] = Field(
+        (),
+        description="paths below which Envoy shows answers: each access there must have its"
+        " disclosure (/fhir)",
+    )
+    rules: tuple[DisclosureRule, ...] = Field((), description="for JSON that is no FHIR")
+    header: str = Field(
+        "x-audit-patients",
+        pattern="^[a-z0-9-]+$",
+        description="response header in which a service names the patients itself; Envoy strips it",
+    )
+    max_bytes: int = Field(
+        64 << 20, ge=1024, description="of an answer, unpacked; a longer one is unresolved"
+    )
+    hold_bytes: int = Field(
+        16 << 20, ge=1024, description="a longer answer that waits for its record gets 503"
+    )
+    max_patients: int = Field(100_000, ge=1, description="of one answer")
+    max_concurrent: int = Field(
+        1024, ge=1, description="answers read at once; what is more is unresolved, or gets 503"
+    )
+
+
 class Config(BaseSettings):
     """All of authz's configuration."""
 
@@ -200,6 +234,7 @@ class Config(BaseSettings):
     receiver: Receiver = Receiver()
     journal: Journal = Journal()
     privacy: Privacy = Privacy()
+    disclosure: Disclosure = Disclosure()
 
     @classmethod
     def settings_customise_sources(

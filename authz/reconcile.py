@@ -1,4 +1,5 @@
-"""Decisions against accesses: the count that must come out even. Pure, and fed in log order.
+"""Decisions against accesses, and accesses against what is told of their answers: the count that
+must come out even. Pure, and fed in log order.
 
 Matches are by `decision_id` only. What is held is what is unmatched, or has only just met, so
 memory follows requests under way (and gaps), not history.
@@ -12,16 +13,20 @@ looked for elsewhere: by the receiver in the database, by a verifier in `Rest`.
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from authz.record import DECIDED, Record, details_of
 
+RECONCILED = frozenset(("decision", "access", "disclosure"))
+"""The kinds of record that are held against each other."""
 SECOND = 1_000_000
 # ext-authz may record a decision a second time, right after the first: the last one counts. So what
 # has met is judged this long after.
 _REVISED_US = 5 * SECOND
 # An access that names no decision explains one by its request id, if they are no further apart.
 REPEATED_US = 60 * SECOND
+_GATEWAY_ERRORS = (502, 503, 504)
 MOST_NAMED = 100  # of one kind of gap and one source
 
 
@@ -53,7 +58,8 @@ class Tally:
     reach of the tally (`matched`, and the access `explained`), in an earlier part of it that is
     closed (``_late``) or in another log (``_elsewhere``). A decision that Envoy did not wait for is
     `unanswered`, and the access that says so `ended`. `rejected_by_envoy` are accesses that name no
-    decision and reached nothing.
+    decision and reached nothing. Accesses whose answers Envoy shows are `disclosed`, in the same
+    three ways; `unresolved` are answers of which it is not known whose data they held.
     """
 
     decisions: int = 0
@@ -69,6 +75,10 @@ class Tally:
     explained_elsewhere: int = 0
     ended: int = 0
     rejected_by_envoy: int = 0
+    disclosed: int = 0
+    disclosed_late: int = 0
+    disclosed_elsewhere: int = 0
+    unresolved: int = 0
     pending: int = 0
     gaps: dict[tuple[str, str], Gaps] = field(default_factory=dict)
     closed: bool = False
@@ -100,7 +110,7 @@ class Tally:
 COUNTS = (
     "decisions", "allowed", "denied", "matched", "matched_late", "matched_elsewhere", "unanswered",
     "accesses", "explained", "explained_late", "explained_elsewhere", "ended", "rejected_by_envoy",
-    "pending",
+    "disclosed", "disclosed_late", "disclosed_elsewhere", "unresolved", "pending",
 )  # fmt: skip
 
 
@@ -110,7 +120,7 @@ _SAID_NOTHING = hash((*(None for _ in _SAID), None))
 
 @dataclass(slots=True, eq=False)
 class Half:
-    """A decision or an access, as far as the other half must fit."""
+    """A decision, an access or a disclosure, as far as its other half must fit."""
 
     tally: Tally
     origin: str
@@ -123,10 +133,31 @@ class Half:
     request_id: str
     decided_by: str  # the access: whose decision it repeats
     said: int  # stands for the decision's values; the access repeats them
+    shown: bool  # the access: Envoy showed the answer, so its disclosure comes
     revised: bool = False
 
 
 Halves = dict[str, Half]  # by decision id
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What has not met: `decided` and `accessed` each other, `undisclosed` (accesses) and
+    `disclosed` each other."""
+
+    decided: Halves
+    accessed: Halves
+    undisclosed: Halves
+    disclosed: Halves
+
+    @property
+    def parts(self) -> tuple[Halves, Halves, Halves, Halves]:
+        return self.decided, self.accessed, self.undisclosed, self.disclosed
+
+    @property
+    def ids(self) -> list[str]:
+        """The decisions that these are about, each once."""
+        return list(dict.fromkeys(chain(*self.parts)))
 
 
 def half_of(record: Record, tally: Tally) -> Half:
@@ -144,7 +175,18 @@ def half_of(record: Record, tally: Tally) -> Half:
         get("request_id", ""),
         get("decided_by", ""),
         hash((*map(get, _SAID), *get("roles", ()), None, *get("patients", ()))),
+        _is_shown(record),
     )
+
+
+def _is_shown(record: Record) -> bool:
+    """Whether it is an access to whose answer a disclosure belongs: the service began to answer, or
+    Envoy did for it. An answer that is held and breaks off becomes a gateway's error before authz
+    may have seen any of it; the client gets nothing of it."""
+    if not record.get("discloses") or "upstream" not in record or not record.get("status"):
+        return False
+    broken = str(record.get("response_details", "")).startswith("upstream_reset_")
+    return not (broken and record["status"] in _GATEWAY_ERRORS)
 
 
 def judge(decision_id: str, decided: Half, access: Half) -> Gap | None:
@@ -159,6 +201,11 @@ def judge(decision_id: str, decided: Half, access: Half) -> Gap | None:
     else:
         return None
     return Gap(kind, access.origin, access.index, access.source, decision_id)
+
+
+def undisclosed(decision_id: str, access: Half) -> Gap:
+    """That nobody told whose data the answer to an access held."""
+    return Gap("no_disclosure", access.origin, access.index, access.source, decision_id)
 
 
 class Reconciler:
@@ -191,6 +238,8 @@ class Reconciler:
         # Decisions that have met their access, and those without an answer. (Of a plain dict the
         # first is found slowly once many before it are gone.)
         self._settled: OrderedDict[str, tuple[Half, Half]] = OrderedDict()
+        self._undisclosed: Halves = {}
+        self._disclosed: Halves = {}
         self._unanswered: dict[str, tuple[Half, Tally, int]] = {}
 
     def add(self, record: Record) -> None:
@@ -201,21 +250,27 @@ class Reconciler:
             self._access(record)
         elif kind == "decision":
             self._decision(record)
+        elif kind == "disclosure":
+            self._disclosure(record)
 
     @property
     def unmatched_count(self) -> int:
-        return len(self._decided) + len(self._accessed)
+        return sum(map(len, self._unmet))
 
-    def unmatched(self, tally: Tally | None = None) -> tuple[Halves, Halves]:
-        """Decisions and accesses that have not met, of `tally` or of all."""
+    @property
+    def _unmet(self) -> tuple[Halves, Halves, Halves, Halves]:
+        return self._decided, self._accessed, self._undisclosed, self._disclosed
+
+    def unmatched(self, tally: Tally | None = None) -> Left:
+        """What has not met, of `tally` or of all."""
         if tally is None:
-            return dict(self._decided), dict(self._accessed)
-        return (
-            {one: half for one, half in self._decided.items() if half.tally is tally},
-            {one: half for one, half in self._accessed.items() if half.tally is tally},
-        )
+            return Left(*map(dict, self._unmet))
+        return Left(*(
+            {one: half for one, half in halves.items() if half.tally is tally}
+            for halves in self._unmet
+        ))  # fmt: skip
 
-    def close(self, tally: Tally) -> tuple[Halves, Halves]:
+    def close(self, tally: Tally) -> Left:
         """Nothing is counted in `tally` any more; returns what it leaves `unmatched`, which stays
         until it is dropped."""
         for decision_id, (decided, _) in list(self._settled.items()):
@@ -229,11 +284,18 @@ class Reconciler:
         return self.unmatched(tally)
 
     def drop(self, decision_ids: Iterable[str]) -> None:
-        """Of what is unmatched."""
+        """Of decisions and accesses that have not met."""
         for decision_id in decision_ids:
             if decision_id in self._decided:
                 self._undecided(decision_id)
             self._accessed.pop(decision_id, None)
+
+    def drop_disclosures(self, left: Left) -> None:
+        """Of accesses and disclosures that have not met."""
+        for decision_id in left.undisclosed:
+            self._undisclosed.pop(decision_id, None)
+        for decision_id in left.disclosed:
+            self._disclosed.pop(decision_id, None)
 
     def carry(self, decided: Halves) -> None:
         """Wait for the accesses of these, which are of closed tallies."""
@@ -280,6 +342,10 @@ class Reconciler:
         tally.accesses += 1
         half = half_of(record, tally)
         decision_id = str(record.get("decision_id", ""))
+        if self._disclosed.pop(decision_id, None):
+            tally.disclosed += half.shown
+        elif half.shown and decision_id not in self._settled:
+            self._undisclosed.setdefault(decision_id, half)
         if not decision_id:
             if half.reached:
                 tally.find(Gap("bypass", half.origin, half.index, half.source))
@@ -300,6 +366,22 @@ class Reconciler:
             tally.find(Gap("repeated", half.origin, half.index, half.source, decision_id))
         else:
             self._accessed[decision_id] = half
+
+    def _disclosure(self, record: Record) -> None:
+        told = details_of(record)
+        if told.get("part", 1) != 1:
+            return  # the same answer has more patients than one record takes
+        if "complete" not in record:
+            self.tally.unresolved += 1
+        decision_id = str(record.get("decision_id", ""))
+        access = self._undisclosed.pop(decision_id, None)
+        if access is None:
+            if decision_id:
+                self._disclosed[decision_id] = half_of(record, self.tally)
+        elif access.tally.closed:
+            access.tally.disclosed_late += 1
+        else:
+            access.tally.disclosed += 1
 
     def _ended_by_envoy(self, request_id: str, at: int, tally: Tally | None = None) -> None:
         """Envoy ended a request without a decision: if it asked for one, that is unanswered."""
@@ -384,30 +466,50 @@ class Rest:
     - ``no_decision``: an access that names a decision nobody recorded.
     - ``writer_away``: the same, but the writer it names has not come that far.
     - ``writer_lost``: the same, and the log says that the writer will not come back.
+    - ``no_disclosure``: an access whose answer Envoy showed, and nobody told whose data it held.
     """
 
     def __init__(self, grace_seconds: float = 60) -> None:
         self._grace = int(grace_seconds * SECOND)
         self._decided: Halves = {}
         self._accessed: Halves = {}
+        self._undisclosed: Halves = {}
+        self._disclosed: Halves = {}
         self.tally = Tally()
 
     def __len__(self) -> int:
-        return len(self._decided) + len(self._accessed)
+        unmet = self._decided, self._accessed, self._undisclosed, self._disclosed
+        return sum(map(len, unmet))
 
-    def add(self, decided: Halves, accessed: Halves) -> None:
-        for decision_id, half in decided.items():
+    def add(self, left: Left) -> None:
+        for decision_id, half in left.undisclosed.items():
+            if disclosed := self._disclosed.pop(decision_id, None):
+                self._tell(half, disclosed)
+            else:
+                self._undisclosed[decision_id] = half
+        for decision_id, half in left.disclosed.items():
+            if access := self._undisclosed.pop(decision_id, None):
+                self._tell(access, half)
+            else:
+                self._disclosed[decision_id] = half
+        for decision_id, half in left.decided.items():
             access = self._accessed.pop(decision_id, None)
             if access is None:
                 self._decided[decision_id] = half
             else:
                 self._meet(decision_id, half, access)
-        for decision_id, half in accessed.items():
+        for decision_id, half in left.accessed.items():
             known = self._decided.pop(decision_id, None)
             if known is None:
                 self._accessed[decision_id] = half
             else:
                 self._meet(decision_id, known, half)
+
+    def _tell(self, access: Half, disclosed: Half) -> None:
+        if access.origin == disclosed.origin:
+            self.tally.disclosed_late += 1
+        else:
+            self.tally.disclosed_elsewhere += 1
 
     def _meet(self, decision_id: str, decided: Half, access: Half) -> None:
         if decided.origin == access.origin:
@@ -435,6 +537,11 @@ class Rest:
                 self.tally.pending += 1
             else:
                 self.tally.find(writers.gap(decision_id, half))
+        for decision_id, half in self._undisclosed.items():
+            if self._may_come(half, newest):
+                self.tally.pending += 1
+            else:
+                self.tally.find(undisclosed(decision_id, half))
         return self.tally
 
     def _may_come(self, half: Half, newest: int) -> bool:

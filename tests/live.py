@@ -25,12 +25,15 @@ _MARKER = Request("linden", "GET", "/fhir/metadata")
 
 
 class Tuned(Stack):
-    """A stack whose ext-authz and receiver have settings of their own in their environment."""
+    """A stack whose ext-authz and receiver have settings of their own in their environment, and
+    Envoy's bootstrap has values of its own."""
 
     def __init__(
-        self, *args, ext_authz: Mapping[str, str] = {}, receiver: Mapping[str, str] = {}, **kwargs
-    ) -> None:
+        self, *args, ext_authz: Mapping[str, str] = {}, receiver: Mapping[str, str] = {},
+        envoy: Mapping[str, str] = {}, **kwargs
+    ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
+        self.envoy_values.update(envoy)
         self._settings = {"ext-authz": ext_authz, "receiver": receiver}
 
     def _add_ext_authz(self) -> None:
@@ -76,7 +79,8 @@ class Caller:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Caller":
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        connector = aiohttp.TCPConnector(limit=0)
+        self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -90,6 +94,12 @@ class Caller:
         return headers
 
     async def send(self, request: Request, *, redirects: bool = False) -> Answer:
+        return (await self.fetch(request, redirects=redirects))[0]
+
+    async def fetch(
+        self, request: Request, *, redirects: bool = False
+    ) -> tuple[Answer, tuple[bytes, Mapping[str, str]]]:
+        """The same, with the body as it came, compressed or not, and the headers."""
         assert self._session
         trace, sent = secrets.token_hex(16), time.monotonic()
         async with self._session.request(
@@ -100,10 +110,10 @@ class Caller:
             allow_redirects=redirects,
         ) as response:
             try:
-                await response.read()
+                body = await response.read()
             except aiohttp.ClientPayloadError:
-                return Answer(request, trace, 0, sent)
-            return Answer(request, trace, response.status, sent)
+                return Answer(request, trace, 0, sent), (b"", response.headers)
+            return Answer(request, trace, response.status, sent), (body, response.headers)
 
     async def leave(self, request: Request, seconds: float, *, reset: bool) -> Answer:
         """Send on a connection of its own, and go away after `seconds` without a word."""

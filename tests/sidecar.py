@@ -230,6 +230,7 @@ async def sidecar(
         "SERVICE_HOST": HOST, "SERVICE_PORT": ports["service"],
         "JWKS_FILE": str(directory / "jwks.json"), "JWT_ISSUER": ISSUER, "JWT_AUDIENCE": AUDIENCE,
         "NODE_ID": node, "NODE_CLUSTER": "test", "XFF_TRUSTED_HOPS": 0,
+        "OBSERVE_OFF": "true", "HOLD_OFF": "true",
     }  # fmt: skip
     template = (deploy_dir() / "envoy" / "envoy.yaml").read_text()
     document = yaml.safe_load(render(template, values))

@@ -129,6 +129,7 @@ class Stack:
         self._bootstrap = bootstrap
         self._config = ["--config", str(config.resolve())] if config else []
         self.parts: dict[str, Part] = {}
+        self.envoy_values: dict[str, str | int] = {}  # in place of the demo's own
 
     @property
     def envoy(self) -> str:
@@ -207,6 +208,7 @@ class Stack:
         environment = {
             "AUTHZ_EXT_AUTHZ__TIMEOUT_MS": str(self._timeout_ms),
             "AUTHZ_EXT_AUTHZ__CLIENT_ADDRESS": "envoy",
+            "AUTHZ_DISCLOSURE__ROUTES": '["/fhir"]',
         }
         self._part("ext-authz", command, address, **environment)
         self._receiver = receiver
@@ -254,9 +256,10 @@ class Stack:
             "SERVICE_HOST": HOST, "SERVICE_PORT": service.rpartition(":")[2],
             "JWKS_FILE": str(jwks), "JWT_ISSUER": ISSUER, "JWT_AUDIENCE": AUDIENCE,
             "NODE_ID": "demo-envoy", "NODE_CLUSTER": "demo", "XFF_TRUSTED_HOPS": 0,
+            "OBSERVE_OFF": "false", "HOLD_OFF": "true",
         }  # fmt: skip
         bootstrap = self.data_dir / "envoy.yaml"
-        bootstrap.write_text(self._bootstrap(render(template, values)))
+        bootstrap.write_text(self._bootstrap(render(template, values | self.envoy_values)))
         command = [envoy_program(), "-c", str(bootstrap), "--concurrency", "1",
                    "--log-level", "warning", "--disable-hot-restart",
                    "--drain-time-s", "5", "--drain-strategy", "immediate"]  # fmt: skip

@@ -174,7 +174,7 @@ def _common(common: AccessLogCommon, ext_authz: str) -> Access:
     if kind in _ENDS or (kind == _NOT_SET and not common.intermediate_log_entry):
         access["end_of_stream"] = True
     said = common.metadata.filter_metadata.get(ext_authz)
-    if said is not None and (decision := _decision(said)):
+    if said is not None and (decision := decision_told(said)):
         access["authz"] = decision
     return access
 
@@ -187,8 +187,9 @@ def _endpoint(address: Address) -> str:
     return f"{host}:{socket.port_value}" if host else address.pipe.path or "unknown"
 
 
-def _decision(said: Struct) -> Said:
-    """`decision_id` and `authz`; what else a policy put beside them is not ours to record."""
+def decision_told(said: Struct) -> Said:
+    """What ext-authz said in its metadata: `decision_id` and `authz`; what else a policy put beside
+    them is not ours to record."""
     decision: Said = {}
     fields = said.fields
     value = fields.get("decision_id")

@@ -12,21 +12,25 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 from authz.reconcile import (
     COUNTS,
     MOST_NAMED,
+    RECONCILED,
     REPEATED_US,
     SECOND,
     Gap,
     Half,
     Halves,
+    Left,
     Reconciler,
     Tally,
     Writers,
     half_of,
     judge,
+    undisclosed,
 )
 from authz.record import Record, notice
 
@@ -40,7 +44,8 @@ class Database(Protocol):
     """What the database of all logs is asked."""
 
     def search(self, decision_ids: Sequence[str], since_us: int) -> Iterable[Record]:
-        """Decisions and accesses with one of the ids; the oldest half known was sealed then."""
+        """Decisions, accesses and disclosures with one of the ids; the oldest half known was sealed
+        then."""
 
     def newest(self, writers: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         """The told time of each writer's newest record, and its number."""
@@ -127,7 +132,7 @@ class Accounts:
             if self._told:
                 self._retell()
             kind = record.get("kind")
-            if kind in ("decision", "access"):
+            if kind in RECONCILED:
                 if self.next >= self._accounted:
                     self._advance(record["sealed_at"])  # type: ignore[arg-type]
                 self._reconciler.add(record)
@@ -141,8 +146,10 @@ class Accounts:
         self._reconciler.tally = next(counting, self._intervals[-1].tally)
         while self._told and self.next >= self._told[0][1]:
             _, _, tally = self._told.popleft()
-            decided, accessed = self._reconciler.close(tally)
-            self._reconciler.drop(one for one in {**decided, **accessed} if one not in self._open)
+            left = self._reconciler.close(tally)
+            unmet = {**left.decided, **left.accessed}
+            self._reconciler.drop(one for one in unmet if one not in self._open)
+            self._reconciler.drop_disclosures(left)
 
     def _advance(self, sealed_at: int) -> None:
         """Begin the interval that a decision or access sealed now belongs to."""
@@ -176,17 +183,19 @@ class Accounts:
             return []
         if not interval.end:
             self._end(interval)
-        decided, accessed = self._reconciler.unmatched(interval.tally)
+        left = self._reconciler.unmatched(interval.tally)
         self._open = {one: half for one, half in self._open.items() if self._reconciler.holds(one)}
-        wanted = {**decided, **accessed, **self._open}
-        since = min((half.sealed_at for half in wanted.values()), default=0)
-        found = _by_id(database.search(list(wanted), since) if wanted else ())
-        writers = {half.decided_by for half in accessed.values()} | self._away.keys()
+        wanted = list(dict.fromkeys([*left.ids, *self._open]))
+        held = chain(*(part.values() for part in (*left.parts, self._open)))
+        since = min((half.sealed_at for half in held), default=0)
+        found = _by_id(database.search(wanted, since) if wanted else ())
+        writers = {half.decided_by for half in left.accessed.values()} | self._away.keys()
         heard = database.newest(sorted(writers - {""}))
         closing = Closing(interval)
         self._reconciler.close(interval.tally)
-        self._decisions(closing, decided, found, now_us)
-        self._accesses(closing, accessed, found, heard, now_us)
+        self._decisions(closing, left.decided, found, now_us)
+        self._accesses(closing, left.accessed, found, heard, now_us)
+        self._disclosures(closing, left, found)
         self._carried(closing, found, now_us)
         self._intervals.popleft()
         old = now_us - self._grace
@@ -231,6 +240,23 @@ class Accounts:
                 self._meet(closing, decision_id, there.decisions[-1], half, mine=half)
         self._alone(closing, alone, heard, now_us)
         self._reconciler.drop(accessed)
+
+    def _disclosures(self, closing: Closing, left: Left, found: "dict[str, _Found]") -> None:
+        """Accesses whose disclosures have not come, and those of accesses closed before."""
+        tally = closing.interval.tally
+        for decision_id, access in left.undisclosed.items():
+            others = found.get(decision_id, _NOTHING).disclosures
+            if not others:
+                tally.find(undisclosed(decision_id, access))
+            elif others[0].origin == self._origin:
+                tally.disclosed_late += 1
+            else:
+                tally.disclosed_elsewhere += 1
+        for decision_id, half in left.disclosed.items():
+            for access in found.get(decision_id, _NOTHING).accesses:
+                if access.shown and half.sealed_at - access.sealed_at > self._told_after:
+                    closing.late.setdefault("no_disclosure", []).append(decision_id)
+        self._reconciler.drop_disclosures(left)
 
     def _alone(
         self, closing: Closing, alone: Halves, heard: Mapping[str, tuple[int, int]], now_us: int
@@ -303,6 +329,7 @@ class Accounts:
 class _Found:
     decisions: list[Half] = field(default_factory=list)
     accesses: list[Half] = field(default_factory=list)
+    disclosures: list[Half] = field(default_factory=list)
 
 
 _NOTHING = _Found()
@@ -317,8 +344,10 @@ def _by_id(records: Iterable[Record]) -> dict[str, _Found]:
         if record["kind"] == "decision":
             half.revised = bool(one.decisions)
             one.decisions.append(half)
-        else:
+        elif record["kind"] == "access":
             one.accesses.append(half)
+        else:
+            one.disclosures.append(half)
     return found
 
 

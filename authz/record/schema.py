@@ -14,7 +14,7 @@ Value = str | int | bool | list[str]
 Record = dict[str, Value]
 Entry = tuple[Record, bytes]  # a record and its attachment, b"" for none
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 MAX_INT: Final = 2**53 - 1  # the integers JSON readers agree on (RFC 8785, section 3.2.2.3)
 
 _LOW = "LowCardinality(String)"
@@ -53,8 +53,8 @@ def _time(name: str) -> Field:
     return Field(name, "time", _TIME, MAX_INT)
 
 
-def _bool(name: str) -> Field:
-    return Field(name, "bool", "Bool", 1)
+def _bool(name: str, since: int = 1) -> Field:
+    return Field(name, "bool", "Bool", 1, since=since)
 
 
 def _texts(name: str, items: int, column: str = f"Array({_LOW})", cap: int = 256) -> Field:
@@ -122,6 +122,9 @@ FIELDS: Final = (
     _text("sealed", _TEXT, 64, since=2),
     # whose decision an access repeats: a writer
     _text("decided_by", since=3),
+    # whose data the answer held: it is to be told, and it was told in full
+    _bool("discloses", since=4),
+    _bool("complete", since=4),
 )
 
 FIELD: Final[Mapping[str, Field]] = {field.name: field for field in FIELDS}
@@ -144,4 +147,5 @@ DECIDED: Final = (
     "resource_id",
     "patients",
     "action",
+    "discloses",
 )

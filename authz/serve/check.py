@@ -103,8 +103,9 @@ class CheckService:
     def __init__(
         self, config: ExtAuthz, identities: Identities, blocks: Blocks, engine: Decider,
         keeper: Keeper, key: PrivacyKey, resources: Resources, *, seal: Seal | None = None,
-        tracer: CheckTracer | None = None,
+        tracer: CheckTracer | None = None, shown: Sequence[str] = (),
     ) -> None:  # fmt: skip
+        """`shown` are the paths below which Envoy shows the answers: `disclosure.routes`."""
         self._config = config
         self._identities = identities
         self._blocks = blocks
@@ -114,6 +115,7 @@ class CheckService:
         self._keeper = keeper
         self._key = key
         self._resources = resources
+        self._shown = tuple(f"{route.rstrip('/')}/" for route in shown)
         self._trust_envoy = config.client_address == "envoy"
         self._deny_unsafe = config.unsafe_paths == "deny"
         self._budget = config.timeout_ms / 1000 - _MARGIN_SECONDS
@@ -398,7 +400,13 @@ class CheckService:
             revision=check.revision or self._engine.revision,
             note=check.note,
             enforced=verdict is not None or not self._config.dry_run,
+            discloses=verdict is None and self._discloses(check, own),
         )  # fmt: skip
+
+    def _discloses(self, check: _Check, verdict: Verdict) -> bool:
+        """Whether an answer of the service comes, and Envoy shows it."""
+        path = f"{check.resource.path}/"
+        return path.startswith(self._shown) and (verdict.allowed or self._config.dry_run)
 
 
 _PARSE, _DECIDE, _RECORD, _ANSWER = (

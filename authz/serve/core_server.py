@@ -95,7 +95,7 @@ class Stream:
         self._sending = False
         self.closed = False
         call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._left)
-        self._read()
+        self.read_on()
 
     def send(self, message: bytes) -> None:
         """Queue one answer; from any thread."""
@@ -134,7 +134,8 @@ class Stream:
             if not self.closed:
                 self._send_next()
 
-    def _read(self) -> None:
+    def read_on(self) -> None:
+        """Ask for the next message; from any thread."""
         self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._received)
 
     def _received(self, event: Any) -> None:
@@ -144,9 +145,8 @@ class Stream:
         try:
             if message is None:
                 self._handler.half_closed(self)
-            else:
-                self._handler.received(self, message)
-                self._read()
+            elif self._handler.received(self, message):
+                self.read_on()
         except Exception:
             self.end(_INTERNAL)
             raise
@@ -161,7 +161,9 @@ class Stream:
 class Handler(Protocol):
     """Answers the streams of one method; called by the thread that waits for calls."""
 
-    def received(self, stream: Stream, message: bytes) -> None: ...
+    def received(self, stream: Stream, message: bytes) -> bool:
+        """Whether the next message may come at once; if not, `Stream.read_on` asks for it."""
+
     def half_closed(self, stream: Stream) -> None: ...
     def left(self, stream: Stream) -> None: ...
 
@@ -411,13 +413,14 @@ class Unary:
     def __init__(self, behavior: Callable[[bytes], bytes | None]) -> None:
         self._behavior = behavior
 
-    def received(self, stream: Stream, message: bytes) -> None:
+    def received(self, stream: Stream, message: bytes) -> bool:
         answer = self._behavior(message)
         if answer is None:
             stream.end(cygrpc.StatusCode.not_found)
         else:
             stream.send(answer)
             stream.end()
+        return False
 
     def half_closed(self, stream: Stream) -> None:
         stream.end()
@@ -431,9 +434,10 @@ class Conversation:
     def __init__(self, behavior: Callable[[bytes], Iterable[bytes]]) -> None:
         self._behavior = behavior
 
-    def received(self, stream: Stream, message: bytes) -> None:
+    def received(self, stream: Stream, message: bytes) -> bool:
         for answer in self._behavior(message):
             stream.send(answer)
+        return True
 
     def half_closed(self, stream: Stream) -> None:
         stream.end()

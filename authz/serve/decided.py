@@ -19,10 +19,10 @@ _PATIENTS = FIELD["patients"].items
 
 def decision_record(
     known: Facts, resource: Resource, identity: Identity, verdict: Verdict, key: PrivacyKey, *,
-    decision_id: str, revision: str, note: str, enforced: bool,
+    decision_id: str, revision: str, note: str, enforced: bool, discloses: bool = False,
 ) -> Record:  # fmt: skip
     """The record of one decision. Who and why is the policy's word where it says so; `note` is what
-    went wrong where it does not."""
+    went wrong where it does not. `discloses`: whose data the answer holds is to be told."""
     audit = verdict.audit
     kind, identifier = resource.type, resource.id
     if not kind:
@@ -60,6 +60,7 @@ def decision_record(
             "status": 0 if verdict.allowed else verdict.http_status,
             "request_id": known.request_id,
             "trace_id": known.trace_id,
+            "discloses": discloses,
         }
     )
 

@@ -10,6 +10,7 @@ import structlog
 
 from authz.blocks import Blocks
 from authz.config import Config, ExtAuthz
+from authz.envoy.processing import METHOD as PROCESS
 from authz.errors import AuthzError, UsageError
 from authz.identity.sources import Identities
 from authz.journal.chain import policy_notice
@@ -23,6 +24,7 @@ from authz.record.sealing import load_sealing_key, seal
 from authz.serve import grpc_server, tls, tracing, workers
 from authz.serve.check import METHOD, UNASKED, CheckService, Seal
 from authz.serve.core_server import CoreServer
+from authz.serve.disclosures import Processor
 from authz.serve.health import CoreHealth
 from authz.serve.metrics import DRY_RUN, JOURNAL_FILL, POLICY
 from authz.serve.reflection import handlers as reflection_handlers
@@ -47,18 +49,19 @@ async def serve(given: Config) -> None:
     identities = Identities(config.identity)
     await identities.start()
     writer = Writer(config)
+    keeper = writer.receipts or writer.committer
     key = load_key(config.privacy.key or config.data_dir / "privacy.key")
     tracer = tracing.CheckTracer(tracing.OtlpJson(options.tracing)) if options.tracing else None
     blocks = Blocks.load(config.data_dir / "blocks.json")
     service = CheckService(
-        options, identities, blocks, CachedEngine(engine), writer.receipts or writer.committer, key,
+        options, identities, blocks, CachedEngine(engine), keeper, key,
         Resources(config.privacy.fhir_bases, config.privacy.templates),
-        seal=_sealer(config), tracer=tracer,
+        seal=_sealer(config), tracer=tracer, shown=config.disclosure.routes,
     )  # fmt: skip
+    processor = Processor(config.disclosure, keeper, key)
     health = CoreHealth([_SERVICE])
     grpc_server.serve_metrics(options.metrics)
-    DRY_RUN.set(int(options.dry_run))
-    server = _server(options, service, health, engine)
+    server = _server(options, service, processor, health, engine)
     grpc_server.clear_socket(options.listen)
     server.start(options.listen, credentials)
     writer.start()
@@ -76,7 +79,6 @@ async def serve(given: Config) -> None:
         if options.worker == 0:
             loops.append(lambda: _adopt(given, key.id, blocks))
     _tell(options, engine)
-    grpc_server.spare_collections()
     async with grpc_server.until_stopped() as stopped:
         running = grpc_server.Loops(*loops)
         try:
@@ -85,6 +87,7 @@ async def serve(given: Config) -> None:
             health.leave()
             await asyncio.to_thread(server.stop, _GRACE_SECONDS)
             service.close()
+            await asyncio.to_thread(processor.close)
             writer.sign_head()
             writer.committer.drain()
             left = await forwarder.drain(_DRAIN_SECONDS) if forwarder else writer.journal.next - 1
@@ -97,12 +100,14 @@ async def serve(given: Config) -> None:
 
 
 def _server(
-    options: ExtAuthz, service: CheckService, health: CoreHealth, engine: Engine
-) -> CoreServer:
-    """The server of Checks, and the thread that sees to their deadlines."""
-    others = health.handlers()
+    options: ExtAuthz, service: CheckService, processor: Processor, health: CoreHealth,
+    engine: Engine,
+) -> CoreServer:  # fmt: skip
+    """The server of Checks and answers, and the thread that sees to the Checks' deadlines."""
+    others = health.handlers() | {PROCESS: processor}
     if options.reflection:
-        others |= reflection_handlers([_SERVICE, "grpc.health.v1.Health"])
+        services = [_SERVICE, PROCESS.split("/")[1], "grpc.health.v1.Health"]
+        others |= reflection_handlers(services)
     threading.Thread(target=service.watch_deadlines, name="deadlines", daemon=True).start()
     return CoreServer(
         METHOD, service.handle, service.shed, others, most=lambda: engine.most, unasked=UNASKED,
@@ -113,8 +118,10 @@ def _server(
 def _tell(options: ExtAuthz, engine: Engine) -> None:
     if not options.receiver:
         logger.warning("no --receiver: decisions stay in the journal, and it only grows")
+    DRY_RUN.set(int(options.dry_run))
     if options.dry_run:
         logger.warning("DRY RUN: every request is allowed; decisions are recorded, not enforced")
+    grpc_server.spare_collections()
     logger.info("ext-authz is up", listen=options.listen, policy_revision=engine.revision)
 
 

@@ -47,11 +47,12 @@ class CoreHealth:
         service = _service(request)
         return self._answer(service) if service in self._services else None
 
-    def received(self, stream: Stream, message: bytes) -> None:
+    def received(self, stream: Stream, message: bytes) -> bool:
         service = _service(message)
         with self._lock:
             self._watching[stream] = service
             stream.send(self._answer(service))
+        return True
 
     def half_closed(self, stream: Stream) -> None:
         """A watcher listens until it leaves."""

@@ -17,6 +17,11 @@ BATCHES = Histogram(
 )
 IN_FLIGHT = Gauge("authz_checks_in_flight", "Checks being decided")
 SHED = Counter("authz_checks_shed_total", "Checks denied because too many were under way")
+DISCLOSURES = Counter(
+    "authz_disclosures_total",
+    "Answers read for whose data they hold: complete, or why they are not resolved",
+    ["outcome"],
+)
 JOURNAL_FILL = Gauge("authz_journal_fill_ratio", "Used part of the journal's bound")
 POLICY = Gauge("authz_policy_loaded_info", "The policy revision in force", ["revision"])
 DRY_RUN = Gauge("authz_dry_run", "1 when decisions are recorded but not enforced")

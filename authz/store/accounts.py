@@ -10,7 +10,8 @@ from authz.store import rows
 
 _COLUMNS = (
     "origin", "index", "sealed_at", "kind", "writer", "decision_id", "enforced", "upstream",
-    "request_id", "decided_by", *(name for name in DECIDED if name != "enforced"),
+    "request_id", "decided_by", "status", "response_details",
+    *(name for name in DECIDED if name != "enforced"),
 )  # fmt: skip
 _ASKED_AT_ONCE = 10_000
 _SOONER_US = 600 * 1_000_000  # the other half may have been sealed so much sooner
@@ -27,8 +28,8 @@ class Accounted:
         self._origin_value = {"origin": origin}
 
     def search(self, decision_ids: Sequence[str], since_us: int) -> Iterator[Record]:
-        """Decisions and accesses with one of the ids: those sealed since shortly before `since_us`,
-        and for the first of the ids that are alone then, those before that."""
+        """Records with one of the ids, as `_read` gives them: those sealed since shortly before
+        `since_us`, and for the first of the ids that are alone then, those before that."""
         since = since_us - _SOONER_US
         seen: dict[str, int] = {}
         for begin in range(0, len(decision_ids), _ASKED_AT_ONCE):
@@ -115,8 +116,8 @@ class Accounted:
     def _read(
         self, condition: str, values: dict[str, Any], decision_ids: Sequence[str]
     ) -> Iterable[Record]:
-        """Decisions and accesses with one of the ids, which are sent beside the query: its text has
-        a bound."""
+        """Decisions, accesses and disclosures with one of the ids, which are sent beside the query:
+        its text has a bound."""
         ids = {
             "name": "ids",
             "structure": [("id", "String")],
@@ -127,7 +128,7 @@ class Accounted:
             for name in _COLUMNS
         )
         query = (
-            f"SELECT {selected} FROM audit_log WHERE kind IN ('decision', 'access')"
+            f"SELECT {selected} FROM audit_log WHERE kind IN ('decision', 'access', 'disclosure')"
             f" AND {condition} AND decision_id IN (SELECT id FROM ids) ORDER BY origin, index"
         )
         for row in self._client.execute(query, values, external_tables=[ids]):

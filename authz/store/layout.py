@@ -108,6 +108,11 @@ class Layout:
         return "NOT IN" if self.cluster is None else "GLOBAL NOT IN"
 
     @property
+    def any_join_other(self) -> str:
+        """The same for a join that adds at most one row of the other query."""
+        return "ANY LEFT JOIN" if self.cluster is None else "GLOBAL ANY LEFT JOIN"
+
+    @property
     def _on(self) -> str:
         return "" if self.cluster is None else f" ON CLUSTER '{self.cluster}'"
 

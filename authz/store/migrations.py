@@ -127,13 +127,17 @@ _KINDS = {
 }
 
 
-def _views(form: Layout, create: str) -> list[str]:
+def _views(form: Layout, create: str, *, answers: bool = False) -> list[str]:
     log = form.name("audit_log")
     told = [
         form.view(create, name, f"SELECT * FROM {log} WHERE kind = '{kind}'")
         for name, kind in _KINDS.items()
     ]
     requests = _REQUESTS.format(log=log, not_in=form.not_in_other)
+    if answers:
+        requests = _REQUESTS_WITH_ANSWERS.format(
+            log=log, requests=requests, any_join=form.any_join_other
+        )
     return [*told, form.view(create, "requests", requests)]
 
 
@@ -142,6 +146,15 @@ def _views(form: Layout, create: str) -> list[str]:
 _REQUESTS = """SELECT * FROM {log}
 WHERE kind = 'access' OR (kind = 'decision' AND decision_id {not_in} (
   SELECT decision_id FROM {log} WHERE kind = 'access' AND decision_id != ''))"""
+
+# Whose data the answers held is known from other records, which may be in another log too.
+_REQUESTS_WITH_ANSWERS = """SELECT * REPLACE
+  (arrayDistinct(arrayConcat(patients, disclosed)) AS patients)
+FROM ({requests}) AS request
+{any_join} (
+  SELECT decision_id, groupUniqArrayArray(patients) AS disclosed, min(complete) AS resolved
+  FROM {log} WHERE kind = 'disclosure' AND decision_id != '' GROUP BY decision_id
+) AS answer USING decision_id"""
 
 _ACTIVITY_FEED = """SELECT toStartOfHour(time) AS hour, tenant, subject, resource_type, action,
   allowed, count() AS decisions
@@ -167,11 +180,12 @@ def _first(form: Layout) -> list[str]:
     ]  # fmt: skip
 
 
-def _add_columns(form: Layout, since: int) -> list[str]:
+def _add_columns(form: Layout, since: int, *, answers: bool = False) -> list[str]:
     """The fields that schema version `since` of the record brought, and views that show them."""
     fields = _columns(field for field in FIELDS if field.since == since)
     added = [f"ADD COLUMN IF NOT EXISTS {field}" for field in fields]
-    return [*form.alter_columns("audit_log", added), *_views(form, "CREATE OR REPLACE VIEW")]
+    views = _views(form, "CREATE OR REPLACE VIEW", answers=answers)
+    return [*form.alter_columns("audit_log", added), *views]
 
 
 # Sealed inputs expire by themselves where the operator sets a TTL; a whole month goes at once. The
@@ -204,7 +218,14 @@ def _leases(form: Layout) -> list[str]:
     return [form.copied(lease.TABLE)]
 
 
-MIGRATIONS: tuple[Callable[[Layout], list[str]], ...] = (_first, _attachments, _deciders, _leases)
+def _disclosures(form: Layout) -> list[str]:
+    """Whose data answers held."""
+    return _add_columns(form, 4, answers=True)
+
+
+MIGRATIONS: tuple[Callable[[Layout], list[str]], ...] = (
+    _first, _attachments, _deciders, _leases, _disclosures
+)  # fmt: skip
 VERSION = len(MIGRATIONS)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from clickhouse_driver import Client
 
-from authz.reconcile import REPEATED_US, Halves, Reconciler, Rest, Tally, Writers
+from authz.reconcile import RECONCILED, REPEATED_US, Left, Reconciler, Rest, Tally, Writers
 from authz.record import Record, details_of
 from authz.record import text as as_text
 
@@ -22,7 +22,9 @@ _SUMMARIES = (
     " ORDER BY index LIMIT %(limit)s"
 )
 _READ_AT_ONCE = 100
-_EXACT = ("decisions", "allowed", "denied", "matched", "accesses", "explained")
+_EXACT = (
+    "decisions", "allowed", "denied", "matched", "accesses", "explained", "disclosed", "unresolved"
+)  # fmt: skip
 
 Summary = tuple[int, str]  # where it is in its log, and its details
 
@@ -59,7 +61,7 @@ class _Log:
     def _count_next(self) -> None:
         self.reconciler.tally = self._counting.tally if self._counting else self.total
 
-    def reach(self, index: int) -> Iterator[tuple[Halves, Halves]]:
+    def reach(self, index: int) -> Iterator[Left]:
         """Everything before record `index` is counted; yields what closed intervals left."""
         while self._counting and index >= self._counting.end:
             self._ended.append(self._counting)
@@ -68,9 +70,10 @@ class _Log:
         while self._ended and index >= self._ended[0].as_of:
             yield self._close(self._ended.popleft())
 
-    def _close(self, interval: _Interval) -> tuple[Halves, Halves]:
+    def _close(self, interval: _Interval) -> Left:
         left = self.reconciler.close(interval.tally)
-        self.reconciler.drop([*left[0], *left[1]])
+        self.reconciler.drop([*left.decided, *left.accessed])
+        self.reconciler.drop_disclosures(left)
         tally = interval.tally
         interval.newest = self.reconciler.newest
         interval.counted = {name: getattr(tally, name) for name in _EXACT}
@@ -122,12 +125,12 @@ class Accounts:
         index = record.get("index", 0)
         assert isinstance(index, int)
         for left in log.reach(index):
-            self._rest.add(*left)
+            self._rest.add(left)
         sealed_at = record.get("sealed_at", 0)
         assert isinstance(sealed_at, int)
         self._newest = max(self._newest, sealed_at)
         kind = record.get("kind")
-        if kind in ("decision", "access"):
+        if kind in RECONCILED:
             log.reconciler.add(record)
         if kind == "access" and log.open:
             log.open.discard(str(record.get("decision_id", "")))
@@ -161,7 +164,7 @@ class Accounts:
         still_open: set[str] = set()
         for log in self._logs.values():
             total.add(log.finish())
-            self._rest.add(*log.reconciler.unmatched())
+            self._rest.add(log.reconciler.unmatched())
             still_open |= log.open
         total.add(self._rest.finish(self._newest, self._writers, still_open))
         return total

@@ -26,6 +26,8 @@ NAMES = sorted(set(re.findall(r"\$\{([A-Z_]+)\}", TEMPLATE)))
 VALUES = {name: 8080 if name.endswith("PORT") else "127.0.0.1" for name in NAMES} | {
     "AUTHZ_TIMEOUT": "0.25s",
     "XFF_TRUSTED_HOPS": 0,
+    "OBSERVE_OFF": "true",
+    "HOLD_OFF": "true",
 }
 SHIPPED = render(TEMPLATE, VALUES)
 TYPE = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3"

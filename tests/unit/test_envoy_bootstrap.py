@@ -45,6 +45,8 @@ def values(directory: Path) -> dict[str, str | int]:
         "NODE_ID": "fhir-0",
         "NODE_CLUSTER": "fhir",
         "XFF_TRUSTED_HOPS": 0,
+        "OBSERVE_OFF": "false",
+        "HOLD_OFF": "true",
     }
 
 

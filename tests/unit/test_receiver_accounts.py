@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from authz.receiver.accounts import Accounts
+from authz.reconcile import RECONCILED
 from authz.verify.accounts import Accounts as Verified
 
 SECOND = 1_000_000
+SHOWN = {"discloses": True, "status": 200}  # a request whose answer Envoy shows
 LIMITS = {"interval_seconds": 10, "grace_seconds": 5, "patience_seconds": 60}
 
 
@@ -44,7 +46,7 @@ class Database:
             record
             for log in self.logs.values()
             for record in log
-            if record["kind"] in ("decision", "access") and record.get("decision_id") in ids
+            if record["kind"] in RECONCILED and record.get("decision_id") in ids
         ]
 
     def newest(self, writers):
@@ -153,6 +155,7 @@ def test_an_interval_is_told_once():
         ("denied_but_reached", [decision(1, allowed=False), access(1)]),
         ("disagrees", [decision(1, subject="ann"), access(1, subject="ben")]),
         ("repeated", [decision(1), access(1), access(1)]),
+        ("no_disclosure", [decision(1, **SHOWN), access(1, **SHOWN)]),
     ],
 )
 def test_each_gap_is_told(kind, records):
@@ -169,7 +172,7 @@ def test_each_gap_is_told(kind, records):
     assert wrong == []
     log.tick(1000)
     assert log.told()[0] == {kind: 1}
-    if kind != "no_access":
+    if kind not in ("no_access", "no_disclosure"):
         assert tally.kinds == {kind: 1}
 
 
@@ -195,6 +198,35 @@ def test_late_decision_closes_its_gap():
     log.tick(20)
     assert log.told()[:2] == ({"no_decision": 1}, {"no_decision": 1})
     assert verified(log)[0] == []
+
+
+def test_disclosures():
+    """What is told of an answer meets its access, in whatever order; what is missing is a gap, what
+    comes late closes it, and what could not be resolved is counted."""
+    log = Log()
+    for number in range(3):
+        both = [access(number, **SHOWN), disclosure(number)]
+        log.append(decision(number, **SHOWN), *(both if number else reversed(both)))
+        log.append(disclosure(number, part=2))
+    log.append(decision(7, **SHOWN), access(7, **SHOWN))
+    log.append(decision(8, **SHOWN), access(8, **SHOWN))
+    log.append(disclosure(8, reason_code="too_large"))
+    # The client left before any answer.
+    log.append(decision(9, discloses=True), access(9, discloses=True))
+    broken = SHOWN | {"response_details": "upstream_reset_after_response_started", "status": 502}
+    log.append(decision(10, **SHOWN), access(10, **broken))  # held, so nothing of it went out
+    log.append(disclosure(99))  # of an access that got lost
+    log.tick(20)
+    gaps, closed, sums = log.told()
+    assert (gaps, closed) == ({"no_disclosure": 1}, {})
+    assert (sums["disclosed"], sums["unresolved"]) == (4, 1)
+    log.append(disclosure(7))
+    log.tick(20)
+    assert log.told()[:2] == ({"no_disclosure": 1}, {"no_disclosure": 1})
+    wrong, tally = verified(log)
+    assert wrong == []
+    assert (tally.kinds, tally.disclosed, tally.disclosed_late) == ({}, 4, 1)
+    assert len(log.accounts._reconciler.unmatched().ids) == 0
 
 
 def test_two_logs():
@@ -259,6 +291,48 @@ def test_a_writer_that_is_away_and_lost():
     assert verified(log)[1].kinds == {"writer_lost": 4}
 
 
+def disclosure(number, *, part=1, **more):
+    """Of an answer's patients; in full unless `more` says why not."""
+    told = {"kind": "disclosure", "decision_id": f"d{number}", "writer": "w", "writer_seq": 1,
+            "details": f'{{"part":{part},"parts":2}}', **more}  # fmt: skip
+    return told if "reason_code" in more else {**told, "complete": True}
+
+
+def shown(random, both):
+    """The same, on a route whose answers Envoy shows: some with one disclosure, some with more or
+    none."""
+    answers = [{**one, **SHOWN} for one in both]
+    number = number_of(both)
+    kind = random.random()
+    told = [disclosure(number), disclosure(number, part=2)]
+    if kind < 0.2:
+        told = []
+    elif kind < 0.4:
+        told = [disclosure(number, reason_code="cut")]
+    return [*answers, *told]
+
+
+def disturbed(random, log, both):
+    """What becomes of the two accounts of a request."""
+    kind = random.random()
+    if kind < 0.1:
+        return both[:1]
+    if kind < 0.2:
+        return [both[0], ended(number_of(both)) | {"request_id": both[0]["request_id"]}]
+    if kind < 0.25:
+        return both[1:]
+    if kind < 0.3:
+        again = {**both[0], "allowed": False, "reason_code": "client_gone"}
+        return [both[0], {k: v for k, v in again.items() if k != "allowed"}, both[1]]
+    if kind < 0.35:
+        log.under_way[both[0]["decision_id"]] = log.now
+    return both
+
+
+def number_of(both):
+    return both[0]["decision_id"][1:]
+
+
 def traffic(random, log, restarts):
     """Some time of a log's life, with every disturbance."""
     late, number = [], 0
@@ -271,18 +345,9 @@ def traffic(random, log, restarts):
                 decision(number, allowed=allowed, **ids),
                 access(number, allowed=allowed, **ids),
             ]
-            kind = random.random()
-            if kind < 0.1:
-                both = both[:1]
-            elif kind < 0.2:
-                both = [both[0], ended(number) | ids]
-            elif kind < 0.25:
-                both = both[1:]
-            elif kind < 0.3:
-                both.insert(1, {**both[0], "allowed": False, "reason_code": "client_gone"})
-                del both[1]["allowed"]
-            elif kind < 0.35:
-                log.under_way[f"d{number}"] = log.now
+            both = disturbed(random, log, both)
+            if random.random() < 0.5:
+                both = shown(random, both)
             if random.random() < 0.3:
                 random.shuffle(both)
             for record in both:
@@ -315,6 +380,7 @@ def test_summaries_are_what_a_verifier_counts(seed, restarts):
     if log.summaries():
         assert sums["decisions"] == tally.decisions
         assert sums["accesses"] == tally.accesses
+        assert sums["unresolved"] == tally.unresolved
     assert tally.pending == 0 or log.under_way
 
 

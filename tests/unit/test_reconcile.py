@@ -39,7 +39,7 @@ def late(at=1000 * SECOND):
 def finished(reconciler):
     """The whole count, as a verifier has it."""
     rest, writers = Rest(), Writers()
-    rest.add(*reconciler.unmatched())
+    rest.add(reconciler.unmatched())
     reconciler.finish()
     tally = Tally()
     tally.add(reconciler.tally)

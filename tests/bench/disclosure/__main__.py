@@ -1,0 +1,152 @@
+"""Runs the measures and prints the table."""
+
+import argparse
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from authz.demo.people import PEOPLE
+from authz.demo.stack import running
+from authz.store.client import connect
+from tests.bench.check.parts import TICK, _cpu_ticks, _resident_kib, program
+from tests.live import Tuned
+
+WAYS = {"none": ("true", "true"), "observe": ("false", "true"), "hold": ("true", "false")}
+SIZES = {"1 KB": 500, "50 KB": 50_000, "1 MB": 1_000_000}
+
+
+class Sized(Tuned):
+    """A stack whose service answers with bundles of a size."""
+
+    def __init__(self, directory: Path, way: str) -> None:
+        off = dict(zip(("OBSERVE_OFF", "HOLD_OFF"), WAYS[way], strict=True))
+        routes = {"AUTHZ_DISCLOSURE__ROUTES": "[]"} if way == "none" else {}
+        super().__init__(directory / way, envoy=off, ext_authz=routes, timeout_ms=5000)
+
+    def _add_service(self) -> None:
+        super()._add_service()
+        part = self.parts["service"]
+        module = "tests.bench.disclosure.upstream"
+        part.command = [sys.executable, "-m", module, "--listen", part.address]
+
+    def pid(self, name: str) -> int:
+        process = self.parts[name].process
+        assert process is not None
+        return process.pid
+
+
+@dataclass
+class Cost:
+    """Of one answer: microseconds of latency, and of CPU."""
+
+    p50: float
+    p99: float
+    ext_authz: float
+    envoy: float
+
+
+def measure(stack: Sized, size: int, requests: int, work: Path) -> Cost:
+    token = stack.keys.token(PEOPLE["linden"])
+    log = work / "h2load.tsv"
+    command = [program("h2load"), "--h1", "-c", "1", "-H", f"authorization: Bearer {token}",
+               "--log-file", str(log), f"{stack.envoy}/fhir/_fault/{size}"]  # fmt: skip
+    _load([*command, "-n", str(max(requests // 10, 20))])
+    log.unlink()
+    parts = ("ext-authz", "envoy")
+    before = [_cpu_ticks(stack.pid(name)) for name in parts]
+    _load([*command, "-n", str(requests)])
+    time.sleep(1)  # what is observed may be read a moment later
+    after = [_cpu_ticks(stack.pid(name)) for name in parts]
+    rows = [line.split("\t") for line in log.read_text().splitlines()]
+    log.unlink()
+    if any(row[1] != "200" for row in rows):
+        raise RuntimeError("a request was not answered with 200")
+    times = sorted(int(row[2]) for row in rows)
+    cpu = [(b - a) / TICK / requests * 1e6 for a, b in zip(before, after, strict=True)]
+    return Cost(times[len(times) // 2], times[len(times) * 99 // 100], *cpu)
+
+
+def _load(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def least(costs: list[Cost]) -> Cost:
+    return Cost(*(min(getattr(one, name) for one in costs) for name in Cost.__annotations__))
+
+
+@contextlib.contextmanager
+def stacks(work: Path) -> Iterator[dict[str, Sized]]:
+    with contextlib.ExitStack() as up:
+        made = {way: Sized(work, way) for way in WAYS}
+        for stack in made.values():
+            up.enter_context(running(stack, lambda _: None))
+        yield made
+
+
+def stream(stack: Sized, megabytes: int) -> tuple[float, float, float]:
+    """One long answer: ext-authz's memory before and at most meanwhile (MiB), and seconds."""
+    token = stack.keys.token(PEOPLE["linden"])
+    url = f"{stack.envoy}/fhir/_fault/{megabytes * 1_000_000}"
+    command = ["curl", "-s", "-o", os.devnull, "-H", f"authorization: Bearer {token}", url]
+    before = most = _resident_kib(stack.pid("ext-authz")) / 1024
+    began = time.monotonic()
+    process = subprocess.Popen(command)
+    while process.poll() is None:
+        most = max(most, _resident_kib(stack.pid("ext-authz")) / 1024)
+        time.sleep(0.05)
+    return before, most, time.monotonic() - began
+
+
+def table(costs: dict[tuple[str, str], Cost]) -> Table:
+    shown = Table(title="µs an answer, one in flight; least of all rounds")
+    for name in ("answer", "way", "p50", "ratio", "p99", "CPU ext-authz", "CPU Envoy"):
+        shown.add_column(name, justify="left" if name in ("answer", "way") else "right")
+    for (size, way), cost in costs.items():
+        ratio = cost.p50 / costs[size, "none"].p50
+        figures = (cost.p99, cost.ext_authz, cost.envoy)
+        row = (size, way, f"{cost.p50:,.0f}", f"{ratio:.2f}", *(f"{one:,.0f}" for one in figures))
+        shown.add_row(*row, end_section=way == "hold")
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stream", type=int, default=100, metavar="MB")
+    options = parser.parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory() as directory, stacks(Path(directory)) as made:
+        found: dict[tuple[str, str], list[Cost]] = {}
+        for _ in range(options.rounds):
+            for size, length in SIZES.items():
+                for way, stack in made.items():
+                    requests = options.requests // (10 if length > 100_000 else 1)
+                    cost = measure(stack, length, requests, Path(directory))
+                    found.setdefault((size, way), []).append(cost)
+                    console.print(f"{size} {way}: p50 {cost.p50:,.0f} µs", style="dim")
+        console.print(table({key: least(costs) for key, costs in found.items()}))
+        before, most, seconds = stream(made["observe"], options.stream)
+        text = (
+            f"{options.stream} MB of NDJSON observed: {before:.0f} MiB before, {most:.0f} at most"
+        )
+        console.print(f"{text}, {seconds:.1f} s")
+        time.sleep(3)
+        with connect(made["observe"].store) as client:
+            query = "SELECT complete, reason_code, count() FROM disclosures GROUP BY ALL"
+            console.print("disclosures (complete, reason, count):", client.execute(query))
+    console.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}")
+
+
+if __name__ == "__main__":
+    main()
