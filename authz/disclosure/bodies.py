@@ -7,13 +7,14 @@ from typing import Any, NoReturn
 import orjson
 
 from authz.disclosure.entries import Entries
-from authz.disclosure.fhir import read_entry, read_resource
+from authz.disclosure.fhir import items, read_entry, read_resource
 from authz.disclosure.findings import Findings, UnreadableError
 from authz.disclosure.rules import RouteRules
 from authz.record.fhir import RESOURCE_TYPES
 
 SMALL = 256 * 1024  # a larger Bundle is read entry by entry
 WHOLE = 4 * 1024 * 1024  # the most of anything else that is held at once
+_MAX_MALFORMED = 1000  # lines; then the rest is not JSON a line either
 _BOM = b"\xef\xbb\xbf"
 _FIRST_TYPE = re.compile(rb'"resourceType"\s*+:\s*+"([A-Za-z]*+)"')
 
@@ -67,7 +68,7 @@ class Document:
     def end(self, *, cut: bool) -> None:
         if self._entries:
             if not cut:
-                self._read_outside(self._entries.outside())
+                self._read_outside(self._entries)
             return
         held = bytes(self._held)
         try:
@@ -86,22 +87,19 @@ class Document:
         for entry in entries.feed(step):
             if entry is None:
                 self._findings.fail("too_large")
-                continue
-            try:
-                value = parse(entry)
-            except UnreadableError as error:
-                self._findings.fail(error.trouble)
             else:
-                read_entry(value, self._findings)
+                read_entry(parse(entry), self._findings)
 
-    def _read_outside(self, outside: bytes) -> None:
-        """What was believed of the Bundle from its beginning is so."""
-        bundle = parse(outside)
+    def _read_outside(self, entries: Entries) -> None:
+        """What was believed of the Bundle from its beginning is so, and nothing was left unread."""
+        bundle = parse(entries.outside())
         if not isinstance(bundle, dict) or bundle.get("resourceType") != "Bundle":
             raise UnreadableError("malformed")
-        left = bundle.get("entry")
-        for entry in left if isinstance(left, list) else [left]:
-            if entry is not None and (entry != 0 or isinstance(entry, bool | float)):
+        left = items(bundle, "entry", self._findings)
+        if left.count(None) != entries.taken:
+            raise UnreadableError("malformed")
+        for entry in left:
+            if entry is not None:
                 read_entry(entry, self._findings)
 
 
@@ -113,6 +111,7 @@ class Lines:
         self._values = values
         self._held = bytearray()
         self._too_large = False
+        self._malformed = 0
 
     def take(self, step: bytes) -> None:
         first, *others = step.split(b"\n")
@@ -142,6 +141,9 @@ class Lines:
             value = parse(line)
         except UnreadableError as error:
             self._findings.fail("cut" if cut else error.trouble)
+            self._malformed += 1
+            if self._malformed > _MAX_MALFORMED:
+                raise
         else:
             self._values.read(value)
 

@@ -1,7 +1,7 @@
 """Cuts a Bundle into its entries as it streams by, so that no more than one is held.
 
 Only the structure is followed here: strings and brackets. Each entry, and at the end what is left
-of the Bundle with a ``0`` in each entry's place, goes to the JSON parser: a body whose pieces all
+of the Bundle with ``null`` in each entry's place, goes to the JSON parser: a body whose pieces all
 parse is JSON, and the same parser decides as for a small body. (An incremental parser such as
 ijson bounds neither the depth nor the size of the entry that it builds.)
 """
@@ -13,7 +13,19 @@ from authz.disclosure.findings import UnreadableError
 
 _MAX_DEPTH = 512
 _QUOTE, _OPENING, _ARRAY = ord('"'), b"{[", ord("[")
-_TO_STRUCTURE = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+_SKIPPED_LEVELS = 6  # brackets in brackets that are skipped at once; deeper ones are followed
+_TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"[^"{}\[\]]*+|[^"{}\[\]]++'
+
+
+def _over(levels: int) -> re.Pattern[bytes]:
+    """Over text, whole strings, and what is whole in brackets and at most `levels` deep."""
+    skipped = _TEXT
+    for _ in range(levels):
+        skipped = _TEXT + rb"|[{\[](?:" + skipped + rb")*+[}\]]"
+    return re.compile(rb"(?:" + skipped + rb")*+", re.DOTALL)
+
+
+_TO_BRACKET, _OVER_BRACKETS = _over(0), _over(_SKIPPED_LEVELS)
 _IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _ENTRY_KEY = re.compile(rb'[{,]\s*+"entry"\s*+:\s*+\[\Z')
 _KEY_BYTES = 80  # a longer run of white space before the list: its entries count as the outside
@@ -24,6 +36,7 @@ class Entries:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self.taken = 0
         self._outside = bytearray()
         self._entry = bytearray()
         self._into = self._outside
@@ -43,7 +56,8 @@ class Entries:
                 if data[place : place + 1] != b'"':
                     break  # the step's end, or a backslash whose character is still to come
                 place, self._in_string = place + 1, False
-            place = _end(_TO_STRUCTURE, data, place)
+            seeking = self._depth <= (2 if self._in_list else 1)  # the list, or an entry in it
+            place = _end(_TO_BRACKET if seeking else _OVER_BRACKETS, data, place)
             if place == len(data):
                 break
             byte = data[place]
@@ -74,7 +88,7 @@ class Entries:
         self._rest = data[place:]
 
     def outside(self) -> bytes:
-        """The Bundle with ``0`` in each entry's place."""
+        """The Bundle with ``null`` in each entry's place."""
         return bytes(self._outside) + self._rest
 
     def _keep(self, piece: bytes) -> None:
@@ -90,7 +104,8 @@ class Entries:
         entry = None if self._too_large else bytes(self._entry)
         self._entry.clear()
         self._into, self._too_large = self._outside, False
-        self._keep(b"0")
+        self.taken += 1
+        self._keep(b"null")
         return entry
 
 

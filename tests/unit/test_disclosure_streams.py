@@ -269,6 +269,15 @@ def test_hostile_shapes(body):
     assert seen(body, cuts=range(0, len(body), 4096)).trouble == "malformed"
 
 
+def test_lines_that_are_not_json():
+    """Lines that are not JSON do not hide those around them; after many, nothing more is read."""
+    line = json.dumps(observation(1)).encode() + b"\n"
+    other = json.dumps(observation(2)).encode()
+    found = seen(b"{\n" + line + b"?\n" * 50 + other, NDJSON)
+    assert (found.patients, found.trouble) == (("1", "2"), "malformed")
+    assert seen(line + b"?\n" * 5000 + other, NDJSON).patients == ("1",)
+
+
 def test_nested_bundles():
     """Bundles in bundles are read to a depth, and malformed below."""
     inner = observation(1)
@@ -287,6 +296,9 @@ def test_head_that_is_not_so(small):
     assert seen(inner).trouble == "malformed"
     twice = b'{"resourceType":"Bundle","entry":[],"a":"' + b"x" * 50 + b'","resourceType":"List"}'
     assert seen(twice).trouble == "malformed"
+    for entry in (b"null", b"0", b'""', b"true", b"[]"):
+        start = b'{"resourceType":"Bundle","a":"' + b"x" * 50 + b'","entry":[{"resource":{'
+        assert seen(start + b'"resourceType":"Group"}},' + entry + b"]}").trouble == "malformed"
     for end in (b"", b"]", b"}", b"]}x", b",]}", b"]]}"):
         start = b'{"resourceType":"Bundle","a":"' + b"x" * 50 + b'","entry":[{"resource":{}}'
         assert seen(start + end).trouble == "malformed"
@@ -297,7 +309,8 @@ def test_head_that_is_not_so(small):
 def test_numbers(number, threshold, monkeypatch):
     """Numbers of any size are JSON."""
     monkeypatch.setattr(bodies, "SMALL", threshold)
-    body = json.dumps(bundle(observation(1, value="?"))).replace('"?"', number).encode()
+    whole = bundle(observation(1, value="?")) | {"total": "?"}
+    body = json.dumps(whole).replace('"?"', number).encode()
     found = seen(body)
     assert (found.patients, found.trouble) == (("1",), "")
 
