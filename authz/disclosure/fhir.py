@@ -177,7 +177,9 @@ def _refer(reference: Any, ids: set[str], findings: Findings, *, about: bool) ->
         findings.fail("reference")
         return
     target, kind = reference.get("reference"), reference.get("type")
-    patient = kind == "Patient" or (about and not _is_text(kind))
+    if isinstance(kind, str):
+        kind = kind.rpartition("/")[2]  # also http://hl7.org/fhir/StructureDefinition/Patient
+    patient = kind == "Patient" or (about and not _is_other(kind))
     if not _is_text(target):
         if patient and (target or reference.get("identifier") or reference.get("display")):
             findings.fail("reference")

@@ -4,6 +4,7 @@ import pytest
 from answers import FHIR, bundle, observation, seen
 
 from authz.disclosure import Answer, Reading, Rule
+from authz.disclosure.bodies import Document
 from authz.errors import UsageError
 
 RULES = Reading(
@@ -131,3 +132,19 @@ def test_nothing_is_kept():
     answer.feed(str(bundle(observation(1))).replace("'", '"').encode())
     assert answer.finish().patients == ("1",)
     assert answer._body is None
+
+
+def test_a_fault_of_ours(monkeypatch):
+    """A fault of the reading itself ends in trouble, never in an error."""
+    monkeypatch.setattr(Document, "take", lambda *_: 1 / 0)
+    answer = Answer(Reading(), 200, {"content-type": FHIR})
+    for _ in range(3):
+        answer.feed(b"{}")
+    assert answer.finish().trouble == "fault"
+
+
+def test_deep_json_by_a_rule():
+    """JSON nested beyond what an expression follows is malformed, and costs no recursion."""
+    body = b'{"owner":' * 900 + b"1" + b"}" * 900
+    found = seen(body, "application/json", reading=RULES, template="/api/list")
+    assert found.trouble in {"malformed", "reference"}

@@ -92,6 +92,7 @@ def test_references(reference, patient):
         {"reference": "https://x/fhir/Device/Patient"},
         {"reference": "#device"},
         {"type": "Group", "identifier": {"value": "1"}},
+        {"type": "http://hl7.org/fhir/StructureDefinition/Group", "identifier": {"value": "1"}},
         {"type": "Device", "reference": "urn:uuid:1"},
         {"extension": [{"url": "x", "valueCode": "unknown"}]},
         {},
@@ -111,6 +112,7 @@ def test_references_to_others(reference):
     [
         {"type": "Patient", "identifier": {"value": "1"}},
         {"identifier": {"value": "1"}},
+        {"type": "Somebody", "identifier": {"value": "1"}},
         {"display": "who"},
         {"reference": "#nobody"},
         {"reference": "urn:uuid:1"},
@@ -141,8 +143,9 @@ def test_somebody_else_by_identifier_only():
     """A performer who is given by an identifier only is a patient only if the reference says so."""
     by = [{"identifier": {"value": "1"}, "display": "who"}]
     assert seen(observation(1, performer=by)).complete
-    by[0]["type"] = "Patient"
-    assert seen(observation(1, performer=by)).trouble == "reference"
+    for kind in ("Patient", "http://hl7.org/fhir/StructureDefinition/Patient"):
+        by[0]["type"] = kind
+        assert seen(observation(1, performer=by)).trouble == "reference"
 
 
 @pytest.mark.parametrize("url", ["urn:uuid:5", "urn:oid:1.2", "https://x/odd"])
