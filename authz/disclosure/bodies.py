@@ -71,6 +71,8 @@ class Document:
                 self._read_outside(self._entries)
             return
         held = bytes(self._held)
+        if not held and not cut:
+            return  # a coding around nothing
         try:
             value = parse(held)
         except UnreadableError as error:

@@ -7,6 +7,7 @@ import pytest
 from answers import bundle, observation, seen
 from vectors.fhir_r4 import derive
 
+from authz.demo import fhir
 from authz.disclosure import Reading
 from authz.disclosure.fhir import compartment
 
@@ -270,6 +271,22 @@ def test_one_where_a_list_is_due():
     """An entry without its list is malformed, and its patient is named all the same."""
     found = seen({"resourceType": "Bundle", "entry": {"resource": observation(1)}})
     assert (found.patients, found.trouble) == (("1",), "malformed")
+
+
+def test_the_sample_records():
+    """Every record of the demo's service names its patient, alone and all together."""
+    store = fhir.synthetic(30)
+    together = []
+    for kind, resources in store.resources.items():
+        for identifier, resource in resources.items():
+            whose = resource.get("subject") or resource.get("patient")
+            patient = whose["reference"].removeprefix("Patient/") if whose else identifier
+            found = seen(resource)
+            assert (found.patients, found.types, found.trouble) == ((patient,), {kind: 1}, "")
+            together.append(resource)
+    found = seen(bundle(*together))
+    assert set(found.patients) == set(store.resources["Patient"])
+    assert found.complete
 
 
 def test_bounds():

@@ -162,6 +162,14 @@ def test_codings_that_are_not_read(coding):
     assert seen(b"abc", headers={"content-encoding": coding}).trouble == "encoding"
 
 
+@pytest.mark.parametrize("coding", sorted(CODINGS))
+@pytest.mark.parametrize("content_type", [FHIR, NDJSON])
+def test_nothing_coded(coding, content_type):
+    """A coding around nothing shows nobody."""
+    found = seen(CODINGS[coding](b""), content_type, headers={"content-encoding": coding})
+    assert (found.patients, found.types, found.trouble) == ((), {}, "")
+
+
 def test_broken_codings():
     """What does not decode, or goes on after its end, is told."""
     packed = gzip.compress(json.dumps(observation(1)).encode())
