@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authz.disclosure import Answer, Reading, Rule, bodies
+from authz.disclosure.coding import STEP
 
 RULED = Reading(rules=[Rule("/r", ("$..id", "$.a[*].b"))])
 MIB = 1024 * 1024
@@ -135,6 +136,14 @@ def test_truncated_lines(given_resources, place):
     assert not short or not seen(short, NDJSON, headers={"content-length": str(len(body))}).complete
 
 
+def test_lines_that_end_early_between_two():
+    """Whole lines that are fewer than the length that was declared are cut."""
+    line = json.dumps(observation(1)).encode() + b"\n"
+    found = seen(line, NDJSON, headers={"content-length": str(2 * len(line))})
+    assert (found.patients, found.trouble) == (("1",), "cut")
+    assert seen(line, NDJSON, headers={"content-length": str(len(line))}).complete
+
+
 def test_whole_entries_of_a_cut_answer():
     """What was shown before the cut is named."""
     body = json.dumps(bundle(*(observation(n) for n in range(3)))).encode()
@@ -160,6 +169,14 @@ def test_five_thousand_entries(coding):
 def test_codings_that_are_not_read(coding):
     """A coding we cannot take off is told."""
     assert seen(b"abc", headers={"content-encoding": coding}).trouble == "encoding"
+
+
+def test_what_a_decoder_still_holds():
+    """Output that is left when all of the input is taken is not forgotten."""
+    for size in range(STEP - 300, STEP + 300):
+        body = json.dumps(observation(1)).encode().ljust(size)
+        for coded in (raw_deflate(body), zlib.compress(body)):
+            assert seen(coded, headers={"content-encoding": "deflate"}).complete
 
 
 @pytest.mark.parametrize("coding", sorted(CODINGS))
@@ -262,6 +279,7 @@ def test_one_large_entry():
         b"[" * 1_000_000,
         b'{"a":' * 100_000,
         b'{"resourceType":"Bundle","entry":[' + b"[" * 1_000_000,
+        b'{"resourceType":"Bundle","entry":[' + b"[" * 3 * MIB + b"]" * 3 * MIB + b"]}",
         b'{"resourceType":"Bundle","entry":[{"resource":' * 50_000,
         b'{"resourceType":"Bundle","entry":[]' + b"}" * 1_000_000,
         b'{"resourceType":"Bundle","entry":[' + b'{"a":{"b":[}]},' * 30_000,
@@ -321,6 +339,12 @@ def test_numbers(number, threshold, monkeypatch):
     body = json.dumps(whole).replace('"?"', number).encode()
     found = seen(body)
     assert (found.patients, found.trouble) == (("1",), "")
+
+
+def test_byte_order_mark(small):
+    """A byte order mark before JSON is passed over."""
+    assert seen(b"\xef\xbb\xbf" + json.dumps(observation(1)).encode()).patients == ("1",)
+    assert seen(b"\xef\xbb\xbf" + json.dumps(bundle(observation(1))).encode()).complete
 
 
 def test_odd_ids():
