@@ -40,6 +40,8 @@ def failure_mode(envoy: Envoy) -> Iterator[Finding]:
     off = "set failure_mode_allow: false, or take it out"
     for node in envoy.nodes:
         if is_true(node.value.get("failure_mode_allow")):
+            if is_true(node.value.get("observability_mode")):
+                continue  # nothing waits for that filter; what it does not see is a gap
             if _EXT_PROC.search(node.type):
                 unseen = "answers pass whose disclosures nobody recorded"
                 yield envoy.warn(node, "failure_mode_allow is on in ext_proc", unseen, off)

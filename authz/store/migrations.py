@@ -148,13 +148,14 @@ WHERE kind = 'access' OR (kind = 'decision' AND decision_id {not_in} (
   SELECT decision_id FROM {log} WHERE kind = 'access' AND decision_id != ''))"""
 
 # Whose data the answers held is known from other records, which may be in another log too.
-_REQUESTS_WITH_ANSWERS = """SELECT * REPLACE
-  (arrayDistinct(arrayConcat(patients, disclosed)) AS patients)
+_REQUESTS_WITH_ANSWERS = """SELECT
+  request.* REPLACE (arrayDistinct(arrayConcat(request.patients, answer.disclosed)) AS patients),
+  answer.disclosed AS disclosed
 FROM ({requests}) AS request
 {any_join} (
-  SELECT decision_id, groupUniqArrayArray(patients) AS disclosed, min(complete) AS resolved
+  SELECT decision_id, groupUniqArrayArray(patients) AS disclosed
   FROM {log} WHERE kind = 'disclosure' AND decision_id != '' GROUP BY decision_id
-) AS answer USING decision_id"""
+) AS answer ON request.decision_id = answer.decision_id"""
 
 _ACTIVITY_FEED = """SELECT toStartOfHour(time) AS hour, tenant, subject, resource_type, action,
   allowed, count() AS decisions

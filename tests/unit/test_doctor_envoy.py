@@ -88,12 +88,14 @@ def test_nothing_that_we_ship_accepts_failures(path, tmp_path):
 
 
 def test_no_text_that_we_ship_accepts_failures():
-    """No file under deploy/ says so in words either, in a template or an example."""
+    """No file under deploy/ says so in words either, in a template or an example, but of a filter
+    that only looks on."""
+    looks_on = r"observability_mode: true\n(\s*#.*\n)*\s*failure_mode_allow: true"
     for path in DEPLOY.rglob("*"):
         if path.is_file():
             opens = re.findall(
                 r"(?:failure_?mode_?allow|fail_?open)[\"']?\s*:\s*[\"']?(?!false)\w+",
-                path.read_text(),
+                re.sub(looks_on, "", path.read_text()),
                 re.IGNORECASE,
             )
             assert not opens, path
@@ -111,6 +113,14 @@ def test_every_spelling_of_allowing_failures(tmp_path, name, value):
     path.write_text(yaml_without_tokens(text))
     command = [envoy_program(), "--mode", "validate", "-c", str(path)]
     subprocess.run(command, capture_output=True, check=True)
+
+
+def test_a_filter_that_only_looks_on():
+    """An ext_proc filter that answers wait for may not fail open; one that observes must, or it
+    breaks answers off when authz does."""
+    observing = "observability_mode: true"
+    assert levels(found(SHIPPED)) == {Level.OK}
+    assert levels(found(SHIPPED.replace(observing, "observability_mode: false"))) == {Level.WARN}
 
 
 @pytest.mark.parametrize("value", ["false", '"false"', "no", "off", "n", "~"])
@@ -224,8 +234,8 @@ WRONG = {
     ),
     "entry disabled": (on_entry(disabled=True), "fail", "disabled is on"),
     "entry optional": (on_entry(is_optional=True), "fail", "is_optional"),
-    "no ext_authz": (filters([0, 1, 3]), "fail", "before the router"),
-    "behind the router": (filters([0, 1, 3, 2]), "fail", "before the router"),
+    "no ext_authz": (filters([0, 1, 5]), "fail", "before the router"),
+    "behind the router": (filters([0, 1, 5, 2, 3, 4]), "fail", "before the router"),
     "matcher": (wrapped, "warn", "matcher"),
     "typed struct": (struct, "fail", "shadow_mode"),
     "http service": (put(http_service={}), "fail", "http_service"),
@@ -300,7 +310,7 @@ def test_what_reaches_no_service_needs_no_decision():
         manager["route_config"]["virtual_hosts"][0]["routes"] = [answers]
 
     assert levels(found(edited(only_answers))) <= {Level.OK, Level.UNKNOWN}
-    root = yaml.safe_load(edited(filters([0, 1, 3])))
+    root = yaml.safe_load(edited(filters([0, 1, 5])))
     root["static_resources"]["listeners"][0]["traffic_direction"] = "OUTBOUND"
     assert Level.FAIL not in levels(found(yaml.safe_dump(root)))
 

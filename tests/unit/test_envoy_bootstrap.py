@@ -122,7 +122,8 @@ def test_no_answer_means_no_access(document):
     names = [
         f["name"].removeprefix("envoy.filters.http.") for f in manager(document)["http_filters"]
     ]
-    assert names == ["header_mutation", "jwt_authn", "ext_authz", "router"]
+    shown = ["disclosure_observe", "disclosure_hold"]
+    assert names == ["header_mutation", "jwt_authn", "ext_authz", *shown, "router"]
 
 
 def test_the_policy_gets_headers_and_claims_but_no_body(document):

@@ -401,7 +401,7 @@ def test_an_old_cluster_with_a_server_that_joined(admin):
     first, second = (structure(client) for client in admin.clients)
     assert first == second
     columns = [name for name, *_ in admin.execute("DESCRIBE requests")]
-    assert columns == [field.name for field in FIELDS]
+    assert columns == [*(field.name for field in FIELDS), "disclosed"]
 
 
 def test_the_form_stays(admin):

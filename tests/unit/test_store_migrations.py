@@ -30,6 +30,7 @@ VECTORS = {
     for path in (Path(__file__).parents[1] / "vectors" / "store").glob("schema_*.json")
 }
 OLDER = range(1, migrations.VERSION)
+RECORDS = {1: 1, 2: 2, 3: 3, 4: 3, 5: 4}  # the record's schema by the database's
 PLAIN = Layout("")
 _DEFAULTS = {"text": "", "int": 0, "time": 0, "bool": False, "texts": []}
 
@@ -47,7 +48,7 @@ class Old:
 
     def store(self, client):
         """Into a database that has the schema already."""
-        names = [field.name for field in FIELDS if field.since <= self.version]
+        names = [field.name for field in FIELDS if field.since <= RECORDS[self.version]]
         defaults = {field.name: _DEFAULTS[field.type] for field in FIELDS}
         columns = ", ".join(f"`{name}`" for name in names)
         values = [[r.get(name, defaults[name]) for name in names] for r in self.records]
@@ -85,7 +86,7 @@ def made(version, directory):
     ours = (
         "origin index sealed_at writer writer_seq prev kind schema event sealed decided_by".split()
     )
-    told = [f for f in FIELDS if f.since <= version and f.name not in ours]
+    told = [f for f in FIELDS if f.since <= RECORDS[version] and f.name not in ours]
     decision = {f.name: values[f.type] for f in told} | {"kind": "decision", "schema": version}
     log.append(log.written([decision | {"decision_id": f"d{n}"} for n in range(20)]))
     batch = log.log.seal(100)
@@ -161,7 +162,7 @@ def fresh(clickhouse):
 
 
 def test_every_version_has_its_vector():
-    """Whoever adds a migration keeps what the version before it stored; those of today are two."""
+    """Whoever adds a migration keeps what the version before it stored."""
     assert set(VECTORS) == set(OLDER)
 
 
@@ -171,7 +172,8 @@ def test_vectors_verify(vector, client):
     assert migrations.migrate(client) == list(range(vector.version + 1, migrations.VERSION + 1))
     report = verify_store(client, TRUST)
     assert report.findings == []
-    assert (report.records, report.decisions) == (26, 12)
+    assert report.records == len(vector.records) > 0
+    assert report.decisions == sum(one["kind"] == "decision" for one in vector.records)
 
 
 def test_any_older_version_verifies(old, client, fresh):
@@ -218,11 +220,13 @@ def test_log_goes_on(vector, client, database, tmp_path):
 
 
 def test_views_show_every_field(old, client):
-    """Each view of a migrated database has all columns of the record, in order."""
+    """Each view of a migrated database has all columns of the record, in order; requests also have
+    whom their answers disclosed."""
     migrations.migrate(client)
     for view in (*migrations._KINDS, "requests"):
         columns = [name for name, *_ in client.execute(f"DESCRIBE {view}")]
-        assert columns == [field.name for field in FIELDS], view
+        more = ["disclosed"] if view == "requests" else []
+        assert columns == [*(field.name for field in FIELDS), *more], view
 
 
 @pytest.mark.parametrize("version", range(1, migrations.VERSION + 1))
