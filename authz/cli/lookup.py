@@ -57,6 +57,7 @@ def lookup(
     now_us = time.time_ns() // 1000
     why = as_given("--reason", reason, "reason")
     code = as_given("--purpose", purpose, "purpose") if purpose else ""
+    identifiers = _identifiers(patient)
     window = Window(
         None if since is None else moment("--since", since, now_us),
         None if until is None else moment("--until", until, now_us),
@@ -69,7 +70,7 @@ def lookup(
     if options.ext_authz.receiver is None:
         raise UsageError("--receiver is missing: a look is recorded before anything is shown")
     keys = _keys(options)
-    patients = _tokens(keys, _identifiers(patient))
+    patients = _tokens(keys, identifiers)
     tokens = [token for own in patients for token in own]
     asked = {"since": window.since_us or 0, "until": window.until_us or 0, "limit": limit}
     notice = look_notice("lookup", user(), why, code, tokens, now_us, asked)
@@ -191,7 +192,7 @@ def _identifiers(given: Sequence[str]) -> list[str]:
 
 
 def _tokens(keys: Sequence[PrivacyKey], identifiers: Sequence[str]) -> list[list[str]]:
-    """Of each patient, the tokens under each key. A record, and so that of the look, has a bound."""
+    """Of each patient, the tokens under each key: as many as the record of a look can hold."""
     most = FIELD["patients"].items
     if len(keys) * len(identifiers) > most:
         raise UsageError(
