@@ -69,8 +69,8 @@ class Lookup:
     unresolved: int
     """Answers of the time asked for of which it is not known in full whose data they held."""
     other_keys: tuple[str, ...]
-    """Privacy keys that patients are recorded under, and that were not given: what was recorded
-    under these was not searched."""
+    """Privacy keys that patients are recorded under, as a sample shows, and that were not given:
+    what was recorded under these was not searched."""
 
     @property
     def more(self) -> int:
@@ -92,10 +92,10 @@ def look_up(
     """
     numbers = {token: number for number, own in enumerate(patients, 1) for token in own}
     tokens = list(numbers)
-    places = lookups.newest(client, tokens, window, limit)
-    requests = _fold(lookups.records(client, tokens, places), numbers)
+    found = lookups.newest(client, tokens, window, limit)
+    requests = _fold(lookups.records(client, tokens, found, window), numbers)
     keys = {token.partition(".")[0] for token in tokens}
-    whole = len(places) < limit
+    whole = len(found) < limit
     counted = _count(requests) if whole else lookups.totals(client, tokens, window)
     return Lookup(
         requests=tuple(requests),

@@ -6,7 +6,7 @@ without one stands alone. A request known by its answer only has no patient in i
 access, so these are fetched by the ids of what was found: never a join over the log.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,12 @@ _DENIED = (
 # An answer that was not read in full: the reason says why.
 _UNRESOLVED = "kind = 'disclosure' AND reason_code != ''"
 
-_AT_ONCE = 100  # of a bloom filter: with more ids nearly every granule may hold one of them
+_ASKED_AT_ONCE = 10_000
 _APART_US = 600 * 1_000_000  # a request's records are sealed within this, nearly always
+_SPOTS, _SPOT = (
+    64,
+    100,
+)  # where in a log it is looked which keys there are: so many, of so many rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +78,16 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A request that was found: the id of its decision, or of its one record that has none, and
-    when the records that were found of it were sealed."""
+class Found:
+    """A request that concerns a patient, and its records that name them (in the window)."""
 
     decision_id: str
-    origin: str
-    index: int
+    """Empty for a record that has none: it stands alone."""
+    named: tuple[tuple[str, int, tuple[str, ...]], ...]
+    """Their log and index, and the tokens in them that were asked for."""
     first_us: int
     last_us: int
+    """When these were sealed."""
 
 
 Row = dict[str, Any]
@@ -100,47 +105,111 @@ def totals(client: Client, tokens: Sequence[str], window: Window) -> Totals:
     return Totals(*row)
 
 
-def newest(client: Client, tokens: Sequence[str], window: Window, limit: int) -> list[Place]:
+def newest(client: Client, tokens: Sequence[str], window: Window, limit: int) -> list[Found]:
     """The requests that concern a patient with one of `tokens`, newest first, `limit` at most."""
     query = (
-        "SELECT any((decision_id, origin, index)),"
+        "SELECT any(decision_id),"
+        " groupArray((origin, index, arrayIntersect(patients, %(tokens)s))),"
         " toUnixTimestamp64Micro(min(sealed_at)), toUnixTimestamp64Micro(max(sealed_at))"
         f" FROM audit_log WHERE {_KINDS} AND {_NAMED} AND {window.condition}"
         f" GROUP BY {_REQUEST} AS request ORDER BY min(time) DESC, request DESC LIMIT %(limit)s"
     )
     values = {"tokens": list(tokens), "limit": limit, **window.values}
-    found = client.execute(query, values)
-    # An id that is no text (bytes) is none of ours: its record stands alone.
     return [
-        Place(one if isinstance(one, str) else "", origin, index, first_us, last_us)
-        for (one, origin, index), first_us, last_us in found
+        # An id that is no text (bytes) is none of ours, and nothing else has it.
+        Found(one if isinstance(one, str) else "", tuple(_text(named)), first_us, last_us)
+        for one, named, first_us, last_us in client.execute(query, values)
     ]
 
 
-def records(client: Client, tokens: Sequence[str], places: Sequence[Place]) -> Iterator[Row]:
-    """The decisions and accesses of requests, and those disclosures that hold one of `tokens`."""
-    placed = sorted((place for place in places if place.decision_id), key=lambda p: p.first_us)
-    alone = [place for place in places if not place.decision_id]
-    for begin in range(0, len(placed), _AT_ONCE):
-        some = placed[begin : begin + _AT_ONCE]
-        near = Window(
-            max(0, some[0].first_us - _APART_US), max(p.last_us for p in some) + _APART_US
-        )
-        found = list(_by_decision(client, tokens, [p.decision_id for p in some], near))
-        yield from found
+def records(
+    client: Client, tokens: Sequence[str], requests: Sequence[Found], window: Window
+) -> Iterator[Row]:
+    """The decisions and accesses of `requests`, and those of their disclosures that name a patient.
+
+    Patients are the widest column by far, and are not read again where that tells nothing new: it
+    does of a request that is only in part in `window`.
+    """
+    known = {(origin, index): own for found in requests for origin, index, own in found.named}
+    reading = _Reading(client, tokens, known, anew=window != EVER)
+    decided = [found for found in requests if found.decision_id]
+    for begin in range(0, len(decided), _ASKED_AT_ONCE):
+        some = {found.decision_id: found for found in decided[begin : begin + _ASKED_AT_ONCE]}
+        halves: dict[str, set[str]] = {}
+        seen = set()
+        for row in reading.near(list(some.values())):
+            halves.setdefault(row["decision_id"], set()).add(row["kind"])
+            seen.add((row["origin"], row["index"]))
+            yield row
         # What began long before its answer ended: a bulk export, a stream.
-        kinds: dict[str, set[str]] = {}
-        for row in found:
-            kinds.setdefault(row["decision_id"], set()).add(row["kind"])
-        halves = {"decision", "access"}
-        missing = [p.decision_id for p in some if not halves <= kinds.get(p.decision_id, set())]
-        if missing:
-            have = {(row["origin"], row["index"]) for row in found}
-            for row in _by_decision(client, tokens, missing, EVER):
-                if (row["origin"], row["index"]) not in have:
-                    yield row
-    if alone:
-        yield from _by_place(client, tokens, alone)
+        both = {"decision", "access"}
+        missing = [one for one in some if not both <= halves.get(one, set())]
+        for row in reading.anywhere(missing):
+            if (row["origin"], row["index"]) not in seen:
+                yield row
+    alone = [found.named for found in requests if not found.decision_id]
+    yield from reading.at([(origin, index) for named in alone for origin, index, _ in named])
+
+
+class _Reading:
+    """Reads records of requests, by what is known of these; `known` has the tokens by place."""
+
+    def __init__(
+        self, client: Client, tokens: Sequence[str], known: dict[tuple[str, int], tuple[str, ...]],
+        *, anew: bool,
+    ) -> None:  # fmt: skip
+        self._client = client
+        self._tokens = list(tokens)
+        self._known = known
+        self._anew = anew
+
+    def near(self, requests: Sequence[Found]) -> Iterator[Row]:
+        """Those that were sealed about when the requests' known ones were."""
+        ids = [{"id": found.decision_id} for found in requests]
+        # Every ten minutes: the skip index of `sealed_at` leaves out nearly all of the table.
+        step = _APART_US
+        steps = {
+            near
+            for found in requests
+            for time_us in (found.first_us, found.last_us)
+            for near in range(max(0, time_us // step - 1), time_us // step + 2)
+        }
+        begun = [{"at": near * step // 1_000_000} for near in sorted(steps)]
+        begun = [one for one in begun if one["at"] < 1 << 32]  # as long as DateTime reaches
+        times = _table("times", "at UInt32", begun)
+        condition = (
+            "decision_id IN (SELECT id FROM ids)"
+            " AND toStartOfTenMinutes(sealed_at) IN (SELECT toDateTime(at, 'UTC') FROM times)"
+        )
+        return self._read(condition, [_table("ids", "id String", ids), times])
+
+    def anywhere(self, decision_ids: Sequence[str]) -> Iterator[Row]:
+        ids = _table("ids", "id String", [{"id": one} for one in decision_ids])
+        return (
+            self._read("decision_id IN (SELECT id FROM ids)", [ids]) if decision_ids else iter(())
+        )
+
+    def at(self, places: Sequence[tuple[str, int]]) -> Iterator[Row]:
+        data = [{"origin": origin, "index": index} for origin, index in places]
+        table = _table("places", "origin String, index UInt64", data)
+        condition = "(origin, index) IN (SELECT origin, index FROM places)"
+        return self._read(condition, [table]) if places else iter(())
+
+    def _read(self, condition: str, tables: Sequence[Any]) -> Iterator[Row]:
+        named = [{"origin": origin, "index": index} for origin, index in self._known]
+        telling = _table("telling", "origin String, index UInt64", named)
+        tokens, telling_one = "[]", "(origin, index) IN (SELECT origin, index FROM telling)"
+        if self._anew:
+            tokens, telling_one = "arrayIntersect(patients, %(tokens)s)", _NAMED
+        query = (
+            f"SELECT {_SELECTED}, {tokens} FROM audit_log WHERE {_KINDS} AND {condition}"
+            f" AND (kind != 'disclosure' OR {telling_one}) ORDER BY origin, index"
+        )
+        values = {"tokens": self._tokens}
+        for row in self._client.execute(query, values, external_tables=[*tables, telling]):
+            record = dict(zip((*_COLUMNS, "tokens"), map(_text, row), strict=True))
+            place = (record["origin"], record["index"])
+            yield record | {"tokens": record["tokens"] or self._known.get(place, ())}
 
 
 def unresolved(client: Client, window: Window) -> int:
@@ -153,46 +222,35 @@ def unresolved(client: Client, window: Window) -> int:
 
 
 def key_ids(client: Client, window: Window) -> set[str]:
-    """The privacy keys under which patients are in the log: all of a record are under one."""
+    """The privacy keys under which patients are in the logs, from a sample: 64 places of each log.
+    A key is in use for long, and all patients of a record are under one."""
+    ends = (
+        f"SELECT origin, min(index), max(index) FROM audit_log WHERE {window.condition}"
+        " GROUP BY origin"
+    )
     query = (
         "SELECT DISTINCT splitByChar('.', patients[1])[1] FROM audit_log"
         f" WHERE {_KINDS} AND notEmpty(patients) AND {window.condition}"
+        " AND origin = %(origin)s AND index IN (SELECT index FROM spots)"
     )
-    return {_text(key_id) for (key_id,) in client.execute(query, window.values)}
+    found = set()
+    for origin, first, last in client.execute(ends, window.values):
+        apart = max(_SPOT, (last - first) // _SPOTS)
+        spots = {
+            index
+            for spot in range(first, last + 1, apart)
+            for index in range(spot, min(spot + _SPOT, last + 1))
+        } | set(range(max(first, last - _SPOT), last + 1))
+        table = _table("spots", "index UInt64", [{"index": index} for index in sorted(spots)])
+        values = {"origin": _text(origin), **window.values}
+        found |= {_text(one) for (one,) in client.execute(query, values, external_tables=[table])}
+    return found
 
 
-def _by_decision(
-    client: Client, tokens: Sequence[str], decision_ids: Sequence[str], window: Window
-) -> Iterator[Row]:
-    ids = {
-        "name": "ids",
-        "structure": [("id", "String")],
-        "data": [{"id": one} for one in decision_ids],
-    }
-    condition = f"decision_id IN (SELECT id FROM ids) AND {window.condition}"
-    return _read(client, tokens, condition, window.values, ids)
-
-
-def _by_place(client: Client, tokens: Sequence[str], places: Sequence[Place]) -> Iterator[Row]:
-    ids = {
-        "name": "ids",
-        "structure": [("origin", "String"), ("index", "UInt64")],
-        "data": [{"origin": place.origin, "index": place.index} for place in places],
-    }
-    return _read(client, tokens, "(origin, index) IN (SELECT origin, index FROM ids)", {}, ids)
-
-
-def _read(
-    client: Client, tokens: Sequence[str], condition: str, values: dict[str, int], ids: Any
-) -> Iterator[Row]:
-    query = (
-        f"SELECT {_SELECTED}, arrayIntersect(patients, %(tokens)s) FROM audit_log"
-        f" WHERE {_KINDS} AND {condition} AND (kind != 'disclosure' OR {_NAMED})"
-        " ORDER BY origin, index"
-    )
-    found = client.execute(query, {"tokens": list(tokens), **values}, external_tables=[ids])
-    for row in found:
-        yield dict(zip((*_COLUMNS, "tokens"), map(_text, row), strict=True))
+def _table(name: str, structure: str, data: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """What is sent beside a query, whose own text has a bound."""
+    columns = [tuple(column.split(" ")) for column in structure.split(", ")]
+    return {"name": name, "structure": columns, "data": list(data)}
 
 
 def _text(value: Any) -> Any:

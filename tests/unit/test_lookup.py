@@ -194,6 +194,19 @@ def test_window(log):
     assert len(request.records) == 3
 
 
+def test_partly_in_the_window(log):
+    """A request whose decision named the patient before the window is known by both."""
+    stored(log, [decision(1, patients=["p"])])
+    stored(log, [access(1, patients=["p"]), disclosure(1, ["p", "q"])])
+    query = "SELECT toUnixTimestamp64Micro(sealed_at) FROM audit_log WHERE index = 1"
+    [(since,)] = log.client.execute(query)
+    log.client.execute("ALTER TABLE audit_log DELETE WHERE kind = 'access' SETTINGS"
+                       " mutations_sync = 2")  # fmt: skip
+    [request] = look_up(log.client, tokens("q", "p"), Window(since, None)).requests
+    assert request.known == ("request", "answer")
+    assert request.patients == (1, 2)
+
+
 def test_far_apart(log, database):
     """A decision that was sealed days before its answer ended is still shown with it."""
     log.append(log.written([decision(1, method="GET")]))
