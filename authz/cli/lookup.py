@@ -109,15 +109,24 @@ def show(found: "Lookup", console: Console, *, several: bool = False) -> None:
         )
     else:
         console.print("[bold]nobody[/]: no record in this time names this patient")
-    style = "yellow" if found.unresolved else "none"
-    console.print(
-        f"{_count(found.unresolved, 'answer', 'answers')} in this time could not be resolved:"
-        " whose data they held is not known in full",
-        style=style,
-    )
+    if not found.disclosures:
+        console.print(
+            "[yellow]no answer was looked into in this time[/]:"
+            " who is known saw what their request named"
+        )
+    else:
+        style = "yellow" if found.unresolved else "none"
+        console.print(
+            f"{_count(found.unresolved, 'answer', 'answers')} in this time could not be resolved:"
+            " whose data they held is not known in full",
+            style=style,
+        )
     if found.other_keys:
         console.print(
-            f"[yellow]note[/]: records are under privacy keys that were not given: {_listed(found)}"
+            Text.assemble(
+                ("note", "yellow"),
+                f": records are under privacy keys that were not given: {_listed(found)}",
+            )
         )
 
 
@@ -128,25 +137,34 @@ def printable(text: str) -> str:
 
 def _table(requests: Sequence["Request"], *, several: bool) -> Table:
     table = Table()
-    names = ["time (UTC)", "who", "why", "what", "outcome", "known by", "records"]
-    for name in [*names[:1], "patient", *names[1:]] if several else names:
+    for name in ("time (UTC), records", "who", "why", "what", "outcome, known by"):
         table.add_column(name, overflow="fold")
     for request in requests:
+        when = Text(shown(request.time))
+        if several:
+            when.append(f"\npatient {', '.join(map(str, request.patients))}")
+        when.append("\n" + _places(request.records), "dim")
         who = Text(printable(request.subject) or "(nobody)", "bold")
         who.append(_below(", ".join(request.roles)), "not bold dim")
         why = Text("broken glass\n" if request.break_glass else "", "bold yellow")
         why.append(printable(": ".join(filter(None, (request.purpose, request.reason)))), "none")
         what = Text(printable(f"{request.method} {request.path}".strip()))
         what.append(_below(" ".join(filter(None, (request.action, request.resource_type)))), "dim")
-        what.append(_below(request.source_ip), "dim")
+        what.append(_below(f"from {request.source_ip}" if request.source_ip else ""), "dim")
         outcome = Text(request.outcome, _STYLES[request.outcome])
-        outcome.append(f"\n{'answered' if request.answered else 'no answer'}", "dim")
-        cells = [Text(shown(request.time)), who, why, what, outcome]
-        cells += [Text(", ".join(request.known)), Text("\n".join(map(printable, request.records)))]
-        if several:
-            cells.insert(1, Text(", ".join(map(str, request.patients))))
-        table.add_row(*cells)
+        outcome.append(f"\n{'answered' if request.answered else 'no answer'}", "not bold dim")
+        outcome.append(f"\nby {', '.join(request.known)}", "not bold dim")
+        table.add_row(when, who, why, what, outcome)
     return table
+
+
+def _places(records: Sequence[str]) -> str:
+    """Record ids, each log's name once: demo/receiver/10, 11."""
+    by_log: dict[str, list[str]] = {}
+    for record in records:
+        origin, _, index = record.rpartition("/")
+        by_log.setdefault(origin, []).append(index)
+    return "\n".join(f"{printable(log)}/{', '.join(own)}" for log, own in by_log.items())
 
 
 def _below(text: str) -> str:

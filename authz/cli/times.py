@@ -5,6 +5,7 @@ import re
 
 from authz.errors import UsageError
 
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _AGE = re.compile(r"([0-9]{1,9})([smhd])")
 
@@ -17,13 +18,12 @@ def moment(option: str, given: str, now_us: int) -> int:
     try:
         told = dt.datetime.fromisoformat(given)
         at = told if told.tzinfo else told.replace(tzinfo=dt.UTC)
-        seconds = at.timestamp()
+        return max(0, (at - _EPOCH) // dt.timedelta(microseconds=1))
     except (ValueError, OverflowError):
         raise UsageError(
             f"{option} {given!r}: want a date or time such as 2026-11-01 or 2026-11-01T08:30 (UTC),"
             " or an age such as 7d, 12h or 30m"
         ) from None
-    return max(0, round(seconds * 1_000_000))
 
 
 def shown(time_us: int) -> str:

@@ -68,6 +68,9 @@ class Lookup:
     last: int
     unresolved: int
     """Answers of the time asked for of which it is not known in full whose data they held."""
+    disclosures: int
+    """Records of that time that say whose data answers held. With none, nothing is known but what
+    requests named."""
     other_keys: tuple[str, ...]
     """Privacy keys that patients are recorded under, as a sample shows, and that were not given:
     what was recorded under these was not searched."""
@@ -95,6 +98,7 @@ def look_up(
     found = lookups.newest(client, tokens, window, limit)
     requests = _fold(lookups.records(client, tokens, found, window), numbers)
     keys = {token.partition(".")[0] for token in tokens}
+    answers = lookups.unresolved(client, window)
     whole = len(found) < limit
     counted = _count(requests) if whole else lookups.totals(client, tokens, window)
     return Lookup(
@@ -104,7 +108,8 @@ def look_up(
         denied=counted.denied,
         first=counted.first_us,
         last=requests[-1].time if requests else 0,
-        unresolved=lookups.unresolved(client, window),
+        unresolved=answers.unresolved,
+        disclosures=answers.disclosures,
         other_keys=tuple(sorted(lookups.key_ids(client, window) - keys)),
     )
 
@@ -153,7 +158,7 @@ def _request(by_place: dict[str, Row], numbers: dict[str, int]) -> Request:
         tenant=said("tenant"),
         purpose=said("purpose"),
         reason=said("reason"),
-        break_glass=said("break_glass"),
+        break_glass=bool(said("break_glass")),
         action=said("action"),
         resource_type=said("resource_type"),
         path=said("path"),

@@ -30,8 +30,8 @@ _DENIED = (
     "kind != 'disclosure' AND NOT allowed AND (enforced OR (decision_id = '' AND upstream = ''))"
 )
 
-# An answer that was not read in full: the reason says why.
-_UNRESOLVED = "kind = 'disclosure' AND reason_code != ''"
+# A disclosure of an answer that was not read in full: the reason says why.
+_UNRESOLVED = "reason_code != ''"
 
 _ASKED_AT_ONCE = 10_000
 _APART_US = 600 * 1_000_000  # a request's records are sealed within this, nearly always
@@ -75,6 +75,15 @@ class Totals:
     people: int
     denied: int
     first_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Of all patients: `disclosures` say whose data answers held; `unresolved` is the number of
+    answers of which they do not say it in full."""
+
+    disclosures: int
+    unresolved: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +221,14 @@ class _Reading:
             yield record | {"tokens": record["tokens"] or self._known.get(place, ())}
 
 
-def unresolved(client: Client, window: Window) -> int:
-    """Answers of which it is not known in full whose data they held."""
+def unresolved(client: Client, window: Window) -> Answers:
+    """How far it is known whose data answers held."""
     query = (
-        f"SELECT uniqExact({_REQUEST}) FROM audit_log WHERE {_UNRESOLVED} AND {window.condition}"
+        f"SELECT count(), uniqExactIf({_REQUEST}, {_UNRESOLVED}) FROM audit_log"
+        f" WHERE kind = 'disclosure' AND {window.condition}"
     )
-    [(count,)] = client.execute(query, window.values)
-    return int(count)
+    [row] = client.execute(query, window.values)
+    return Answers(*row)
 
 
 def key_ids(client: Client, window: Window) -> set[str]:

@@ -236,7 +236,10 @@ def test_unresolved_counts_answers(log):
     """Answers that were not understood are counted, each once, and only they."""
     many = [disclosure(1, [f"p{n}"], reason_code="too_many") for n in range(3)]
     stored(log, [*many, disclosure(2, [], reason_code="cut"), disclosure(3, ["p0"])])
-    assert look_up(log.client, tokens("p0")).unresolved == 2
+    found = look_up(log.client, tokens("p0"))
+    assert (found.unresolved, found.disclosures) == (2, 5)
+    before = look_up(log.client, tokens("p0"), Window(None, 1))
+    assert (before.unresolved, before.disclosures) == (0, 0)
 
 
 def test_a_look_is_no_request(log):
