@@ -30,8 +30,8 @@ _DENIED = (
     "kind != 'disclosure' AND NOT allowed AND (enforced OR (decision_id = '' AND upstream = ''))"
 )
 
-# A disclosure of an answer that was not read in full: the reason says why.
-_UNRESOLVED = "reason_code != ''"
+# A disclosure of an answer that was not read in full: `reason_code` says why.
+_UNRESOLVED = "NOT complete"
 
 _ASKED_AT_ONCE = 10_000
 _APART_US = 600 * 1_000_000  # a request's records are sealed within this, nearly always

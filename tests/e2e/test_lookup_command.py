@@ -12,14 +12,14 @@ from live import Caller, account
 from programs import AUTHZ, until
 
 from authz import config
-from authz.demo.people import Request
+from authz.demo.people import Request, patient_id
 from authz.demo.stack import Stack, running
 from authz.record.privacy import load_key
 from authz.serve import tls
 from authz.serve.tell import tell
 from authz.store.client import connect
 
-READ = "p-0003"  # in dr.alder's care
+READ = "p-0033"  # in dr.alder's care
 SECRET = "mrn-5ca1ab1e-77"  # in nobody's, and in no policy's text
 HELD = [f"held-9d2f-{n:02}" for n in range(20)]
 OLD_ONE = "old-3b1d-patient"
@@ -33,8 +33,9 @@ ME = pwd.getpwuid(os.getuid()).pw_name
 def stack(tmp_path_factory):
     """Requests through Envoy, and beside them disclosures as a sidecar tells them."""
     with running(Stack(tmp_path_factory.mktemp("lookup")), lambda _: None) as stack:
-        asyncio.run(_ask(stack, READ, SECRET))
+        asyncio.run(_ask(stack))
         account(stack)
+        assert until(lambda: _count(stack, "kind = 'disclosure' AND subject = 'a.elm'"), 20)
         key, old = load_key(stack.data_dir / "ext-authz" / "privacy.key"), load_key(_old_key(stack))
         with connect(stack.store) as client:
             [(one, at)] = client.execute(
@@ -44,22 +45,24 @@ def stack(tmp_path_factory):
             )
         held = [key.token(patient) for patient in HELD]
         common = {"kind": "disclosure", "time": at, "subject": "dr.alder", "status": 200}
+        common |= {"complete": True}
         stray = {"kind": "decision", "time": at, "subject": HOSTILE, "decision_id": "d-1"}
         _tell(
             stack,
             common | {"decision_id": one, "patients": held},
             common | {"decision_id": "d-0", "patients": [old.token(OLD_ONE)]},
-            common | {"decision_id": "d-2", "reason_code": "cut"},
+            common | {"decision_id": "d-2", "reason_code": "cut", "complete": False},
             stray | {"patients": [key.token(HOSTILE)], "path": HOSTILE, "reason": HOSTILE},
         )
-        assert until(lambda: _count(stack, "kind = 'disclosure'") == 3, 20)
+        assert until(lambda: _count(stack, "decision_id LIKE 'd-%'") == 3, 20)
         yield stack
 
 
-async def _ask(stack, *patients):
+async def _ask(stack):
     async with Caller(stack) as caller:
-        for patient in patients:
+        for patient in (READ, SECRET):
             await caller.send(Request("alder", "GET", f"/fhir/Patient/{patient}"))
+        await caller.send(Request("elm", "GET", "/fhir/Observation?_count=80"))
 
 
 def _old_key(stack):
@@ -112,8 +115,8 @@ def test_who_saw_a_patient(stack):
     assert (request["purpose"], request["reason"]) == ("TREAT", "physician on the care team")
     assert (request["outcome"], request["answered"], request["status"]) == ("allowed", True, 200)
     assert (request["method"], request["path"]) == ("GET", "/fhir/Patient/{id}")
-    assert "request" in request["known"]
-    assert len(request["records"]) >= 2
+    assert request["known"] == ["request", "answer"]
+    assert len(request["records"]) == 3
     assert told["people"] == 1
     [denied] = lookup(stack, "--patient", SECRET)["requests"]
     assert (denied["outcome"], denied["allowed"], denied["answered"]) == ("denied", False, False)
@@ -128,6 +131,17 @@ def test_each_patient_of_an_answer(stack):
     [one] = lookup(stack, "--patient", HELD[7])["requests"]
     assert one["decision_id"] == request["decision_id"]
     assert lookup(stack, "--patient", HELD[7], "--until", "1h", code=1)["requests"] == []
+
+
+def test_each_patient_of_a_search(stack):
+    """A search through Envoy that named nobody is found by each of the twenty it answered with."""
+    asked = [word for n in range(20) for word in ("--patient", patient_id(n + 1))]
+    [request] = lookup(stack, *asked)["requests"]
+    assert request["patients"] == list(range(1, 21))
+    assert (request["subject"], request["purpose"]) == ("a.elm", "HRESCH")
+    assert (request["known"], request["answered"]) == (["answer"], True)
+    [one] = lookup(stack, "--patient", patient_id(20))["requests"]
+    assert one["decision_id"] == request["decision_id"]
 
 
 def test_an_old_key_finds_old_records(stack):

@@ -48,6 +48,7 @@ def disclosure(number, held, at=NOON, key=KEY, **more):
     """An answer that held these patients."""
     repeated = {k: v for k, v in who().items() if k not in ("allowed", "enforced")}
     own = {"kind": "disclosure", "decision_id": f"d{number:09}", "time": at + 900, "status": 200}
+    own |= {"complete": not more.get("reason_code")}
     return repeated | own | {"patients": [key.token(one) for one in held]} | more
 
 
