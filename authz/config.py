@@ -169,6 +169,9 @@ class Privacy(_Section):
     """What keeps patients out of the records in clear."""
 
     key: Path | None = Field(None, description="privacy key file (default: DATA_DIR/privacy.key)")
+    old_keys: tuple[Path, ...] = Field(
+        (), description="files of privacy keys used before: look-ups search under these too"
+    )
     seal_inputs: bool = Field(
         False, description="keep what policies decided on, without credentials, sealed"
     )

@@ -9,7 +9,7 @@ import pwd
 import re
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 import structlog
@@ -19,6 +19,9 @@ from authz import config
 from authz.cli.app import ConfigFile, Json, app, given
 from authz.errors import UsageError
 from authz.record import FIELD, Record, text
+
+if TYPE_CHECKING:
+    from authz.serve.tell import Told
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])")
@@ -48,7 +51,7 @@ def block(
     from authz.blocks import block_notice  # noqa: PLC0415 - grpc is slow to import
 
     seconds = _seconds(duration)
-    checked = _checked("SUBJECT", subject, "subject"), _checked("--reason", reason, "reason")
+    checked = as_given("SUBJECT", subject, "subject"), as_given("--reason", reason, "reason")
     now_us = time.time_ns() // 1000
     until_us = now_us + seconds * 1_000_000
     record = block_notice(checked[0], until_us, checked[1], user(), now_us)
@@ -69,8 +72,8 @@ def unblock(
     """Lift a block, within a second."""
     from authz.blocks import unblock_notice  # noqa: PLC0415 - grpc is slow to import
 
-    why = _checked("--reason", reason, "reason") if reason else ""
-    name = _checked("SUBJECT", subject, "subject")
+    why = as_given("--reason", reason, "reason") if reason else ""
+    name = as_given("SUBJECT", subject, "subject")
     record = unblock_notice(name, why, user(), time.time_ns() // 1000)
     said = _tell(file, receiver, data_dir, record)
     print(json.dumps(said) if as_json else f"{subject} is not blocked any more")
@@ -94,7 +97,7 @@ def _seconds(duration: str) -> int:
     return seconds
 
 
-def _checked(option: str, value: str, field: str) -> str:
+def as_given(option: str, value: str, field: str) -> str:
     """`value`, if the record can hold it as it is: a block on half a name would block nobody."""
     cap = FIELD[field].cap
     if not value.strip() or text(value, cap) != value:
@@ -105,16 +108,8 @@ def _checked(option: str, value: str, field: str) -> str:
 def _tell(
     file: Path | None, receiver: str | None, data_dir: Path | None, record: Record
 ) -> dict[str, object]:
-    from authz.serve import tls  # noqa: PLC0415 - grpc is slow to import
-    from authz.serve.tell import tell  # noqa: PLC0415
-
     options = config.load(file, given(ext_authz__receiver=receiver)).ext_authz
-    connect, address = tls.to_receiver(options), str(options.receiver)
-    # What happens to the connection is told by this command's own errors.
-    silent = structlog.make_filtering_bound_logger(logging.CRITICAL)
-    structlog.configure(wrapper_class=silent)
-    directory = data_dir or _own_directory(address)
-    told = asyncio.run(tell(address, connect, directory, [dict(record)]))
+    told = record_it(options, data_dir, record)
     details = json.loads(str(record["details"]))
     return {
         "event": record["event"],
@@ -124,6 +119,22 @@ def _tell(
         "origin": told.origin,
         "writer": told.writer,
     }
+
+
+def record_it(
+    options: config.ExtAuthz, data_dir: Path | None, record: Record, privacy_key_id: str = ""
+) -> "Told":
+    """Get `record` into the log of the receiver of `options`, as the writer of `data_dir`; with
+    `privacy_key_id`, only if that is the log's own. Raises `AuthzError`."""
+    from authz.serve import tls  # noqa: PLC0415 - grpc is slow to import
+    from authz.serve.tell import tell  # noqa: PLC0415
+
+    connect, address = tls.to_receiver(options), str(options.receiver)
+    # What happens to the connection is told by this command's own errors.
+    silent = structlog.make_filtering_bound_logger(logging.CRITICAL)
+    structlog.configure(wrapper_class=silent)
+    directory = data_dir or _own_directory(address)
+    return asyncio.run(tell(address, connect, directory, [dict(record)], privacy_key_id))
 
 
 def _own_directory(receiver: str) -> Path:

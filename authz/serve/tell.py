@@ -43,9 +43,10 @@ async def tell(
     connect: Callable[[], grpc.aio.Channel],
     directory: Path,
     records: Sequence[Record],
+    privacy_key_id: str = "",
 ) -> Told:
     """Get `records` into the log of the receiver that `connect` leads to; messages call it
-    `receiver`.
+    `receiver`. It refuses a `privacy_key_id` that is not its log's.
 
     Raises `UnavailableError` when it does not answer or acknowledge, `UsageError` when it refuses.
     """
@@ -58,7 +59,7 @@ async def tell(
             f"--data-dir {directory}: {error.strerror}; choose a directory this user may write"
         ) from None
     durable = asyncio.Event()
-    forwarder = Forwarder(journal, identity, "", connect, durable)
+    forwarder = Forwarder(journal, identity, privacy_key_id, connect, durable)
     running = asyncio.create_task(forwarder.run())
     try:
         await _connected(forwarder, running, receiver)

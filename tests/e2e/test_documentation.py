@@ -187,6 +187,7 @@ def test_commands(parts, checked, tmp_path, block, request):
         opa = Path(request.getfixturevalue("opa"))
         environment["PATH"] += f"{os.pathsep}{opa.parent}"
     shutil.copy(parts.directory / "data" / "receiver" / "trust.yaml", tmp_path / "trust.yaml")
+    (tmp_path / "data").symlink_to(parts.directory / "data")
     done = run(["sh", "-eu", "-c", block.text], parts.world, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 

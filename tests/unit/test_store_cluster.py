@@ -20,11 +20,13 @@ from authz.errors import UsageError
 from authz.journal.chain import policy_notice
 from authz.ledger import Signer
 from authz.record import FIELDS
+from authz.report import look_up
 from authz.store import checkpoints, layout, migrations
 from authz.store.accounts import Accounted
 from authz.store.client import QUERY_ERRORS, connect
 from authz.store.layout import Layout
 from authz.store.lease import Claims, Lease
+from authz.store.lookups import EVER, Window
 from authz.store.policies import find
 from authz.store.sealed import read_sealed
 from authz.store.writer import StoreWriter, stop_running
@@ -194,6 +196,26 @@ def test_two_logs_over_two_shards(admin, urls, log_in):
         report = verify_store(client, trust)
         assert [log.findings for log in report.logs] == [[], []]
         assert (report.records, report.decisions, report.gaps) == (102, 60, {})
+
+
+def test_who_saw_a_patient_in_all_logs(admin, urls, log_in):
+    """A request whose decision, access and disclosure are in logs on different shards is one, from
+    whichever server it is asked for, whole or in part."""
+    migrations.migrate(admin, SHARDS)
+    first, second = (log_in(*pair) for pair in zip(urls, signers(admin), strict=True))
+    said = {"decision_id": "d", "time": 10**15, "subject": "p", "allowed": True, "enforced": True}
+    seen = {"kind": "disclosure", "decision_id": "d", "time": 10**15, "patients": ["k.one"]}
+    alone = {"kind": "access", "time": 10**15 + 1, "patients": ["k.one"], "status": 401}
+    first.append([said | {"kind": "decision"}, seen, alone])
+    second.append([said | {"kind": "access", "upstream": "u", "status": 200}, seen])
+    first.seal()
+    second.seal()
+    for client in admin.clients:
+        for window, more in ((EVER, 0), (Window(1, 2**52), 0), (EVER, 1)):
+            found = look_up(client, [["k.one"]], window, limit=2 - more)
+            assert (found.total, found.more, found.other_keys) == (2, more, ())
+            assert found.requests[-1].outcome == "rejected"
+            assert more or len(found.requests[0].records) == 4
 
 
 def test_stored_twice_is_there_once(admin, urls, log_in):

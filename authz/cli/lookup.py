@@ -1,0 +1,222 @@
+"""``authz lookup``."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from authz import config
+from authz.cli.app import ConfigFile, Json, Store, app, given
+from authz.cli.block import DataDir, Receiver, as_given, record_it, user
+from authz.cli.times import moment, shown
+from authz.errors import UnavailableError, UsageError
+from authz.record import FIELD
+from authz.record.privacy import PrivacyKey, load_key
+
+if TYPE_CHECKING:
+    from authz.report import Lookup, Request
+
+_STYLES = {
+    "allowed": "green", "denied": "red", "rejected": "red", "dry-run": "yellow",
+    "unasked": "bold red",
+}  # fmt: skip
+
+
+@app.command()
+def lookup(
+    patient: Annotated[
+        list[str],
+        typer.Option(help="Identifier, as requests have it; - reads some from standard input."),
+    ],
+    reason: Annotated[str, typer.Option(help="Why you look; it is recorded.")],
+    purpose: Annotated[str, typer.Option(help="The same as a v3-ActReason code.")] = "",
+    since: Annotated[str | None, typer.Option(help="2026-11-01, 2026-11-01T08:30, 7d.")] = None,
+    until: Annotated[str | None, typer.Option(help="Before then, in the same forms.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Show the newest.")] = 1000,
+    file: ConfigFile = None,
+    store: Store = None,
+    receiver: Receiver = None,
+    privacy_key: Annotated[Path | None, typer.Option(help="Privacy key file.")] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Who saw a patient: when, in what role, why, and what. The look itself is recorded first."""
+    from authz.report.looks import look_notice  # noqa: PLC0415 - clickhouse-driver is slow to import
+    from authz.report.lookup import look_up  # noqa: PLC0415
+    from authz.store import migrations  # noqa: PLC0415
+    from authz.store.client import QUERY_ERRORS, connect, explain  # noqa: PLC0415
+    from authz.store.lookups import Window  # noqa: PLC0415
+
+    now_us = time.time_ns() // 1000
+    why = as_given("--reason", reason, "reason")
+    code = as_given("--purpose", purpose, "purpose") if purpose else ""
+    identifiers = _identifiers(patient)
+    window = Window(
+        None if since is None else moment("--since", since, now_us),
+        None if until is None else moment("--until", until, now_us),
+    )
+    options = config.load(
+        file, given(store=store, ext_authz__receiver=receiver, privacy__key=privacy_key)
+    )
+    if options.store is None:
+        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    if options.ext_authz.receiver is None:
+        raise UsageError("--receiver is missing: a look is recorded before anything is shown")
+    keys = _keys(options)
+    patients = _tokens(keys, identifiers)
+    tokens = [token for own in patients for token in own]
+    asked = {"since": window.since_us or 0, "until": window.until_us or 0, "limit": limit}
+    notice = look_notice("lookup", user(), why, code, tokens, now_us, asked)
+    try:
+        with connect(options.store) as client:
+            migrations.check(client)
+            told = record_it(options.ext_authz, data_dir, notice, keys[0].id)
+            found = look_up(client, patients, window, limit)
+    except QUERY_ERRORS as error:
+        raise explain(error, options.store) from None
+    could_not_tell = not found.requests and found.other_keys
+    if as_json:
+        looked = {"origin": told.origin, "writer": told.writer, "seq": told.seq}
+        print(json.dumps(found.to_json() | {"looked": looked}))
+    elif not could_not_tell:
+        show(found, Console(), several=len(patients) > 1)
+    if could_not_tell:
+        raise UnavailableError(
+            f"nobody is found, but records are under other privacy keys: {_listed(found)};"
+            " give their files as privacy.old_keys"
+        )
+    raise typer.Exit(0 if found.requests else 1)
+
+
+def show(found: "Lookup", console: Console, *, several: bool = False) -> None:
+    """The answer as a person reads it; `several` patients were asked for."""
+    if found.requests:
+        console.print(_table(found.requests, several=several))
+    if found.more:
+        console.print(f"[yellow]and {found.more} older requests[/]; --limit shows more")
+    if found.requests:
+        console.print(
+            f"[bold]{_count(found.people, 'person', 'people')},"
+            f" {_count(found.total, 'request', 'requests')}[/], {found.denied} denied,"
+            f" between {shown(found.first)} and {shown(found.last)} UTC"
+        )
+    else:
+        console.print("[bold]nobody[/]: no record in this time names this patient")
+    if not found.disclosures:
+        console.print(
+            "[yellow]no answer was looked into in this time[/]:"
+            " who is known saw what their request named"
+        )
+    else:
+        style = "yellow" if found.unresolved else "none"
+        console.print(
+            f"{_count(found.unresolved, 'answer', 'answers')} in this time could not be resolved:"
+            " whose data they held is not known in full",
+            style=style,
+        )
+    if found.other_keys:
+        console.print(
+            Text.assemble(
+                ("note", "yellow"),
+                f": records are under privacy keys that were not given: {_listed(found)}",
+            )
+        )
+
+
+def printable(text: str) -> str:
+    r"""`text` with what a terminal would act upon, or show in another order, escaped (``\x1b``)."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _table(requests: Sequence["Request"], *, several: bool) -> Table:
+    table = Table()
+    for name in ("time (UTC), records", "who", "why", "what", "outcome, known by"):
+        table.add_column(name, overflow="fold")
+    for request in requests:
+        when = Text(shown(request.time))
+        if several:
+            when.append(f"\npatient {', '.join(map(str, request.patients))}")
+        when.append("\n" + _places(request.records), "dim")
+        who = Text(printable(request.subject) or "(nobody)", "bold")
+        who.append(_below(", ".join(request.roles)), "not bold dim")
+        why = Text("broken glass\n" if request.break_glass else "", "bold yellow")
+        why.append(printable(": ".join(filter(None, (request.purpose, request.reason)))), "none")
+        what = Text(printable(f"{request.method} {request.path}".strip()))
+        what.append(_below(" ".join(filter(None, (request.action, request.resource_type)))), "dim")
+        what.append(_below(f"from {request.source_ip}" if request.source_ip else ""), "dim")
+        outcome = Text(request.outcome, _STYLES[request.outcome])
+        outcome.append(f"\n{'answered' if request.answered else 'no answer'}", "not bold dim")
+        outcome.append(f"\nby {', '.join(request.known)}", "not bold dim")
+        table.add_row(when, who, why, what, outcome)
+    return table
+
+
+def _places(records: Sequence[str]) -> str:
+    """Record ids, each log's name once: demo/receiver/10, 11."""
+    by_log: dict[str, list[str]] = {}
+    for record in records:
+        origin, _, index = record.rpartition("/")
+        by_log.setdefault(origin, []).append(index)
+    return "\n".join(f"{printable(log)}/{', '.join(own)}" for log, own in by_log.items())
+
+
+def _below(text: str) -> str:
+    return f"\n{printable(text)}" if text else ""
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
+
+
+def _listed(found: "Lookup") -> str:
+    return ", ".join(map(printable, found.other_keys))
+
+
+def _keys(options: config.Config) -> list[PrivacyKey]:
+    """The deployment's key, then those before it. None is made here: it would find nothing."""
+    first = options.privacy.key or options.data_dir / "privacy.key"
+    for path in (first, *options.privacy.old_keys):
+        if not path.is_file():
+            raise UnavailableError(
+                f"{path}: no privacy key is there; give a copy of the one that ext-authz has"
+                " (--privacy-key, privacy.old_keys)"
+            )
+    try:
+        return [load_key(path) for path in (first, *options.privacy.old_keys)]
+    except OSError as error:
+        raise UnavailableError(f"{error.filename}: {error.strerror}") from None
+
+
+def _identifiers(given: Sequence[str]) -> list[str]:
+    """Those of ``--patient``, in order and once. No message repeats one."""
+    found: list[str] = []
+    for one in given:
+        if one == "-":
+            lines = sys.stdin.buffer.read().decode("utf-8", "backslashreplace").splitlines()
+            found += [line.strip() for line in lines]
+        else:
+            found.append(one.strip())
+    found = list(dict.fromkeys(filter(None, found)))
+    if not found:
+        raise UsageError("--patient: want an identifier, as requests have it in their paths")
+    return found
+
+
+def _tokens(keys: Sequence[PrivacyKey], identifiers: Sequence[str]) -> list[list[str]]:
+    """Of each patient, the tokens under each key: as many as the record of a look can hold."""
+    most = FIELD["patients"].items
+    if len(keys) * len(identifiers) > most:
+        raise UsageError(
+            f"--patient: {len(identifiers)} patients under {len(keys)} keys are too many for one"
+            f" look; give {most // len(keys)} at most"
+        )
+    # The keys' ids are different, or the same key was given twice.
+    by_id = {key.id: key for key in keys}
+    return [[key.token(one) for key in by_id.values()] for one in identifiers]

@@ -1,0 +1,32 @@
+"""Points in time as people give them on a command line."""
+
+import datetime as dt
+import re
+
+from authz.errors import UsageError
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_AGE = re.compile(r"([0-9]{1,9})([smhd])")
+
+
+def moment(option: str, given: str, now_us: int) -> int:
+    """Microseconds since the epoch of an ISO 8601 date or time (UTC, if it names no zone), or of an
+    age such as ``7d``. Raises `UsageError`, which names `option`."""
+    if age := _AGE.fullmatch(given):
+        return max(0, now_us - int(age[1]) * _UNITS[age[2]] * 1_000_000)
+    try:
+        told = dt.datetime.fromisoformat(given)
+        at = told if told.tzinfo else told.replace(tzinfo=dt.UTC)
+        return max(0, (at - _EPOCH) // dt.timedelta(microseconds=1))
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"{option} {given!r}: want a date or time such as 2026-11-01 or 2026-11-01T08:30 (UTC),"
+            " or an age such as 7d, 12h or 30m"
+        ) from None
+
+
+def shown(time_us: int) -> str:
+    """A time as tables show it: UTC, to the second."""
+    at = dt.datetime.fromtimestamp(time_us // 1_000_000, dt.UTC)
+    return at.strftime("%Y-%m-%d %H:%M:%S")

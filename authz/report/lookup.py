@@ -1,0 +1,190 @@
+"""Who saw a patient: when, in what role, why, and what. One line for each request.
+
+Decisions, accesses and disclosures are used together (`authz.store.lookups`) and folded: a request
+is what its records say of it, and `records` name them, so that each line can be proven.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from clickhouse_driver import Client
+
+from authz.store import lookups
+from authz.store.lookups import EVER, Row, Totals, Window
+
+Known = Literal["request", "answer"]
+Outcome = Literal["allowed", "denied", "dry-run", "unasked", "rejected"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request that concerns a patient. Times are microseconds since the epoch, UTC."""
+
+    time: int
+    subject: str
+    """Empty if nobody was identified."""
+    roles: tuple[str, ...]
+    tenant: str
+    purpose: str
+    reason: str
+    break_glass: bool
+    action: str
+    resource_type: str
+    path: str
+    method: str
+    source_ip: str
+    outcome: Outcome
+    """What was decided: `dry-run` is a denial that was not enforced; `unasked` is let through
+    without a decision, `rejected` refused by Envoy without one."""
+    answered: bool
+    """Whether an answer of the service was seen."""
+    status: int
+    """What the client got, as far as it is told; 0 if it is not."""
+    known: tuple[Known, ...]
+    """How it is known that it concerns a patient: the request named them, the answer held them."""
+    patients: tuple[int, ...]
+    """Which of the patients asked for, counted from 1."""
+    decision_id: str
+    records: tuple[str, ...]
+    """``<origin>/<index>`` of the records that say so."""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether it was let through by a decision that says so."""
+        return self.outcome == "allowed"
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """The answer. The counts are of all requests found, of which `requests` are the newest."""
+
+    requests: tuple[Request, ...]
+    """Newest last."""
+    total: int
+    people: int
+    denied: int
+    first: int
+    last: int
+    unresolved: int
+    """Answers of the time asked for of which it is not known in full whose data they held."""
+    disclosures: int
+    """Records of that time that say whose data answers held. With none, nothing is known but what
+    requests named."""
+    other_keys: tuple[str, ...]
+    """Privacy keys that patients are recorded under, as a sample shows, and that were not given:
+    what was recorded under these was not searched."""
+
+    @property
+    def more(self) -> int:
+        """How many older requests are not among `requests`."""
+        return max(0, self.total - len(self.requests))
+
+    def to_json(self) -> dict[str, Any]:
+        told = asdict(self) | {"more": self.more}
+        requests = [asdict(request) | {"allowed": request.allowed} for request in self.requests]
+        return told | {"requests": requests}
+
+
+def look_up(
+    client: Client, patients: Sequence[Sequence[str]], window: Window = EVER, limit: int = 1000
+) -> Lookup:
+    """What concerns `patients`, each given by their tokens under each key there was.
+
+    Errors are `authz.store.client.QUERY_ERRORS`. Record the look first (`authz.report.looks`).
+    """
+    numbers = {token: number for number, own in enumerate(patients, 1) for token in own}
+    tokens = list(numbers)
+    found = lookups.newest(client, tokens, window, limit)
+    requests = _fold(lookups.records(client, tokens, found, window), numbers)
+    keys = {token.partition(".")[0] for token in tokens}
+    answers = lookups.unresolved(client, window)
+    whole = len(found) < limit
+    counted = _count(requests) if whole else lookups.totals(client, tokens, window)
+    return Lookup(
+        requests=tuple(requests),
+        total=counted.requests,
+        people=counted.people,
+        denied=counted.denied,
+        first=counted.first_us,
+        last=requests[-1].time if requests else 0,
+        unresolved=answers.unresolved,
+        disclosures=answers.disclosures,
+        other_keys=tuple(sorted(lookups.key_ids(client, window) - keys)),
+    )
+
+
+def _count(requests: Sequence[Request]) -> Totals:
+    """Of all requests there are, oldest first."""
+    people = {request.subject for request in requests} - {""}
+    denied = sum(request.outcome in ("denied", "rejected") for request in requests)
+    return Totals(len(requests), len(people), denied, requests[0].time if requests else 0)
+
+
+def _fold(rows: Iterable[Row], numbers: dict[str, int]) -> list[Request]:
+    """The requests that `rows` are of, oldest first."""
+    by_request: dict[object, dict[str, Row]] = {}
+    for row in rows:
+        place = f"{row['origin']}/{row['index']}"
+        by_request.setdefault(row["decision_id"] or (place,), {})[place] = row
+    folded = [_request(of_one, numbers) for of_one in by_request.values()]
+    return sorted(folded, key=lambda request: (request.time, request.records))
+
+
+_NEAREST = ("decision", "access", "disclosure")
+
+
+def _request(by_place: dict[str, Row], numbers: dict[str, int]) -> Request:
+    """What the records of one request say together. Who and why are the decision's to say, and
+    what it does not say (or no decision is there to say) the others fill in."""
+    rows = sorted(by_place.values(), key=lambda row: _NEAREST.index(row["kind"]))
+
+    def said(name: str) -> Any:
+        return next((row[name] for row in rows if row[name]), rows[0][name])
+
+    accesses = [row for row in rows if row["kind"] == "access"]
+    named = [row for row in rows if row["tokens"]]
+    known: list[Known] = []
+    if any(row["kind"] != "disclosure" for row in named):
+        known.append("request")
+    if any(row["kind"] == "disclosure" for row in named):
+        known.append("answer")
+    disclosures = [row for row in rows if row["kind"] == "disclosure"]
+    answers = disclosures + [row for row in accesses if row["upstream"]]
+    return Request(
+        time=said("time"),
+        subject=said("subject"),
+        roles=tuple(said("roles")),
+        tenant=said("tenant"),
+        purpose=said("purpose"),
+        reason=said("reason"),
+        break_glass=bool(said("break_glass")),
+        action=said("action"),
+        resource_type=said("resource_type"),
+        path=said("path"),
+        method=said("method"),
+        source_ip=said("source_ip"),
+        outcome=_outcome(rows),
+        answered=bool(answers),
+        status=max(row["status"] for row in accesses or disclosures or rows),
+        known=tuple(known),
+        patients=tuple(sorted({numbers[token] for row in named for token in row["tokens"]})),
+        decision_id=rows[0]["decision_id"],
+        records=tuple(sorted(by_place, key=_in_order)),
+    )  # fmt: skip
+
+
+def _outcome(rows: Sequence[Row]) -> Outcome:
+    """`rows` are of one request, its decision first."""
+    if not rows[0]["decision_id"]:
+        let_in = any(row["upstream"] or row["kind"] == "disclosure" for row in rows)
+        return "unasked" if let_in else "rejected"
+    deciding = [row for row in rows if row["kind"] != "disclosure"]
+    if any(not row["allowed"] and row["enforced"] for row in deciding):
+        return "denied"
+    return "dry-run" if any(not row["allowed"] for row in deciding) else "allowed"
+
+
+def _in_order(place: str) -> tuple[str, int]:
+    origin, _, index = place.rpartition("/")
+    return origin, int(index)
