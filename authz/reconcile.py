@@ -26,7 +26,9 @@ SECOND = 1_000_000
 _REVISED_US = 5 * SECOND
 # An access that names no decision explains one by its request id, if they are no further apart.
 REPEATED_US = 60 * SECOND
-_GATEWAY_ERRORS = (502, 503, 504)
+# How Envoy says that it ended an answer itself, for the service or authz broke off.
+_BROKEN = ("upstream_reset_", "ext_proc_error")
+_ENVOYS_ERRORS = (500, 502, 503, 504)
 MOST_NAMED = 100  # of one kind of gap and one source
 
 
@@ -181,12 +183,12 @@ def half_of(record: Record, tally: Tally) -> Half:
 
 def _is_shown(record: Record) -> bool:
     """Whether it is an access to whose answer a disclosure belongs: the service began to answer, or
-    Envoy did for it. An answer that is held and breaks off becomes a gateway's error before authz
-    may have seen any of it; the client gets nothing of it."""
+    Envoy did for it. An answer that is held and breaks off becomes an error of Envoy's, perhaps
+    before authz has seen any of it; the client gets nothing of it."""
     if not record.get("discloses") or "upstream" not in record or not record.get("status"):
         return False
-    broken = str(record.get("response_details", "")).startswith("upstream_reset_")
-    return not (broken and record["status"] in _GATEWAY_ERRORS)
+    broken = str(record.get("response_details", "")).startswith(_BROKEN)
+    return not (broken and record["status"] in _ENVOYS_ERRORS)
 
 
 def judge(decision_id: str, decided: Half, access: Half) -> Gap | None:

@@ -143,7 +143,11 @@ def during(
 
             async def work() -> None:
                 while not done.is_set():
-                    answers.append(await caller.send(next(requests)))
+                    request = next(requests)
+                    try:
+                        answers.append(await caller.send(request))
+                    except aiohttp.ClientError:  # Envoy itself is away
+                        answers.append(Answer(request, "", 0))
                     await asyncio.sleep(0.01)
 
             working = [asyncio.create_task(work()) for _ in range(workers)]

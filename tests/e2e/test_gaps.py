@@ -184,7 +184,7 @@ def test_each_kind_is_told(day):
     assert gaps.pop("writer_away", 0) + gaps.pop("writer_lost", 0) == 100
     # By Envoy's own counters, of those that went on their way when that was cut.
     assert 0 < gaps.pop("envoy_lost") <= 21
-    assert gaps == {**GAPS, "no_access": day.lost}
+    assert gaps == {**GAPS, "no_access": day.lost, "no_disclosure": 100}
     assert day.told.closed == {}
 
 
@@ -198,7 +198,7 @@ def test_a_verifier_finds_the_same(day):
     """The whole count, made again by verify, is the same; and all records are as they were."""
     report = day.found.report
     assert report.verified, report.findings
-    assert report.gaps == {**GAPS, "no_access": day.lost, "writer_lost": 100}
+    assert report.gaps == {**GAPS, "no_access": day.lost, "writer_lost": 100, "no_disclosure": 100}
 
 
 def test_a_long_request_is_no_gap(day):

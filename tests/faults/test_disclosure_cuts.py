@@ -1,4 +1,4 @@
-"""Envoy and ext-authz killed while answers are shown: no wrong name, and what was missed is counted."""
+"""Envoy and ext-authz killed while answers are shown: no wrong name, what was missed is counted."""
 
 import itertools
 import time
