@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import http.client
 import os
 import platform
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
@@ -18,10 +20,11 @@ from rich.table import Table
 from authz.demo.people import PEOPLE
 from authz.demo.stack import running
 from authz.store.client import connect
-from tests.bench.check.parts import TICK, _cpu_ticks, _resident_kib, program
+from tests.bench.check.parts import TICK, _cpu_ticks, _resident_kib
 from tests.live import Tuned
 
 WAYS = {"none": ("true", "true"), "observe": ("false", "true"), "hold": ("true", "false")}
+_PAUSE = 0.08  # long enough for the answer before to have been read
 SIZES = {"1 KB": 500, "50 KB": 50_000, "1 MB": 1_000_000}
 
 
@@ -55,29 +58,30 @@ class Cost:
     envoy: float
 
 
-def measure(stack: Sized, size: int, requests: int, work: Path) -> Cost:
-    token = stack.keys.token(PEOPLE["linden"])
-    log = work / "h2load.tsv"
-    command = [program("h2load"), "--h1", "-c", "1", "-H", f"authorization: Bearer {token}",
-               "--log-file", str(log), f"{stack.envoy}/fhir/_fault/{size}"]  # fmt: skip
-    _load([*command, "-n", str(max(requests // 10, 20))])
-    log.unlink()
+def measure(stack: Sized, size: int, requests: int) -> Cost:
+    """Of answers that come one at a time, every `_PAUSE` seconds."""
     parts = ("ext-authz", "envoy")
-    before = [_cpu_ticks(stack.pid(name)) for name in parts]
-    _load([*command, "-n", str(requests)])
-    time.sleep(1)  # what is observed may be read a moment later
+    where = urlsplit(stack.envoy)
+    headers = {"authorization": f"Bearer {stack.keys.token(PEOPLE['linden'])}"}
+    connection = http.client.HTTPConnection(where.hostname or "", where.port)
+    times = []
+    for number in range(-5, requests):  # the first warm up
+        if number == 0:
+            before = [_cpu_ticks(stack.pid(name)) for name in parts]
+        began = time.perf_counter()
+        connection.request("GET", f"/fhir/_fault/{size}", headers=headers)
+        response = connection.getresponse()
+        response.read()
+        if number >= 0:
+            times.append((time.perf_counter() - began) * 1e6)
+        if response.status != 200:
+            raise RuntimeError(f"a request was answered with {response.status}")
+        time.sleep(_PAUSE)
     after = [_cpu_ticks(stack.pid(name)) for name in parts]
-    rows = [line.split("\t") for line in log.read_text().splitlines()]
-    log.unlink()
-    if any(row[1] != "200" for row in rows):
-        raise RuntimeError("a request was not answered with 200")
-    times = sorted(int(row[2]) for row in rows)
+    connection.close()
+    times.sort()
     cpu = [(b - a) / TICK / requests * 1e6 for a, b in zip(before, after, strict=True)]
     return Cost(times[len(times) // 2], times[len(times) * 99 // 100], *cpu)
-
-
-def _load(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True)
 
 
 def least(costs: list[Cost]) -> Cost:
@@ -108,7 +112,7 @@ def stream(stack: Sized, megabytes: int) -> tuple[float, float, float]:
 
 
 def table(costs: dict[tuple[str, str], Cost]) -> Table:
-    shown = Table(title="µs an answer, one in flight; least of all rounds")
+    shown = Table(title="µs an answer, one every 0.1 s; least of all rounds")
     for name in ("answer", "way", "p50", "ratio", "p99", "CPU ext-authz", "CPU Envoy"):
         shown.add_column(name, justify="left" if name in ("answer", "way") else "right")
     for (size, way), cost in costs.items():
@@ -121,7 +125,7 @@ def table(costs: dict[tuple[str, str], Cost]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stream", type=int, default=100, metavar="MB")
     options = parser.parse_args()
@@ -131,8 +135,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for size, length in SIZES.items():
                 for way, stack in made.items():
-                    requests = options.requests // (10 if length > 100_000 else 1)
-                    cost = measure(stack, length, requests, Path(directory))
+                    cost = measure(stack, length, options.requests)
                     found.setdefault((size, way), []).append(cost)
                     console.print(f"{size} {way}: p50 {cost.p50:,.0f} µs", style="dim")
         console.print(table({key: least(costs) for key, costs in found.items()}))
