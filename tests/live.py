@@ -235,6 +235,8 @@ def read(stack: Stack) -> Account:
 
 ACCOUNTS = {"AUTHZ_RECEIVER__INTERVAL_SECONDS": "2", "AUTHZ_RECEIVER__GRACE_SECONDS": "4"}
 """For `Tuned(receiver=...)`: the receiver tells its account of itself soon."""
+PATIENT = {**ACCOUNTS, "AUTHZ_RECEIVER__GRACE_SECONDS": "10"}
+"""The same where observed answers break off: Envoy tells authz of that 5 s later."""
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from answering_service import ANSWERS
-from live import ACCOUNTS, Account, Answer, Caller, Told, Tuned, account, told
+from live import PATIENT, Account, Answer, Caller, Told, Tuned, account, told
 
 from authz.demo.people import PATIENTS, Request, patient_id
 from authz.demo.stack import running
@@ -84,7 +84,7 @@ def _await_cut(stack: Answering) -> None:
 @pytest.fixture(scope="module", params=WAYS)
 def day(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
-    stack = Answering(directory / "data", way=request.param, receiver=ACCOUNTS)
+    stack = Answering(directory / "data", way=request.param, receiver=PATIENT)
     with running(stack, lambda _: None):
         answers: dict = {}
         bodies: dict = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import pytest
-from live import ACCOUNTS, Account, Answer, Caller, Told, Tuned, account, edited, told
+from live import PATIENT, Account, Answer, Caller, Told, Tuned, account, edited, told
 
 from authz.demo.people import Request, plan
 from authz.demo.stack import Stack, running
@@ -100,7 +100,7 @@ class Day:
 def day(tmp_path_factory):
     print(f"AUTHZ_TEST_SEED={SEED}")
     directory = tmp_path_factory.mktemp("day")
-    stack = Tuned(directory, bootstrap=BOOTSTRAP, receiver=ACCOUNTS)
+    stack = Tuned(directory, bootstrap=BOOTSTRAP, receiver=PATIENT)
     with running(stack, lambda _: None):
         day = asyncio.run(live_through(stack, Random(SEED)))
         account(stack)
