@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 import structlog
@@ -24,10 +24,10 @@ from authz.config import Disclosure
 from authz.disclosure import Answer, Reading, Rule, Seen
 from authz.envoy import processing
 from authz.envoy.processing import Begun, More
-from authz.journal.group import Ticket
 from authz.journal.segments import JournalError
 from authz.record import FIELD, Entry, clean
 from authz.record.privacy import PrivacyKey
+from authz.serve.check import Keeper
 from authz.serve.core_server import Stream
 from authz.serve.metrics import DISCLOSURES
 
@@ -43,14 +43,6 @@ _NOBODY = Seen((), {}, "")
 _BUG = "internal_error"
 
 logger = structlog.get_logger()
-
-
-class Keeper(Protocol):
-    """Makes records durable: `authz.journal.group.GroupCommit`."""
-
-    def enqueue(self, items: Sequence[Entry]) -> Ticket[Entry]: ...
-    def wait(self, ticket: Ticket[Entry]) -> None: ...
-    def post(self, item: Entry) -> None: ...
 
 
 def reading_of(config: Disclosure) -> Reading:
@@ -141,7 +133,7 @@ class Processor:
         if not shown.waits:
             self._post(entries)
         elif shown.held is None:
-            self._hold_back(stream, shown, "larger than disclosure.hold_bytes, or broken off")
+            self._hold_back(stream, shown, "not whole, or more than may be held")
         else:
             try:
                 self._keeper.wait(self._keeper.enqueue(entries))
@@ -211,7 +203,8 @@ class _Shown:
             told = processing.read(message)
         except DecodeError:
             self._trouble = self._trouble or "malformed"
-            return False
+            self.held = None  # a part of it is missing
+            return self.waits
         if isinstance(told, Begun):
             self._begin(told, reading)
             self._whole = told.ended

@@ -306,6 +306,13 @@ def test_not_a_message(start):
     assert running.record()["reason_code"] == "malformed"
 
 
+def test_not_a_message_while_it_waits(start):
+    """An answer of which a part could not be read does not go on without that part."""
+    running = start()
+    assert running.show(observed=False).begin().send(b"\xff\xff").passed() == 503
+    assert running.record()["reason_code"] == "held_back"
+
+
 def test_many_at_once_keep_their_names(start):
     """Answers that come interleaved, in pieces of any size: each has its own patients, in order."""
     running, random = start(), Random(4)
