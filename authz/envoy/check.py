@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
-from envoy.config.core.v3.base_pb2 import Metadata
+from envoy.config.core.v3.base_pb2 import HeaderMap, Metadata
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -76,7 +76,7 @@ def told(request: CheckRequest) -> Document:
     document = _message(request)
     http = document.get("attributes", _NOTHING).get("request", _NOTHING).get("http", _NOTHING)
     if "headerMap" in http and "headers" not in http:
-        http["headers"] = _joined_headers(request)
+        http["headers"] = joined(request.attributes.request.http.header_map)
     return document
 
 
@@ -182,10 +182,10 @@ def _number(number: float) -> int | float:
     return number
 
 
-def _joined_headers(request: CheckRequest) -> dict[str, str]:
-    """`header_map` as Envoy would have sent `headers`: lowercase names, values joined by ','."""
+def joined(header_map: HeaderMap) -> dict[str, str]:
+    """Headers as Envoy sends them as a map: lowercase names, values joined by ','."""
     headers: dict[str, str] = {}
-    for header in request.attributes.request.http.header_map.headers:
+    for header in header_map.headers:
         name = header.key.lower()
         value = header.raw_value.decode(errors="backslashreplace") or header.value
         headers[name] = f"{headers[name]},{value}" if name in headers else value

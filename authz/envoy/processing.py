@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from envoy.config.core.v3.base_pb2 import HeaderMap
 from envoy.service.ext_proc.v3.external_processor_pb2 import (
     HttpHeaders,
     ProcessingRequest,
@@ -22,6 +21,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import (
 from envoy.type.v3.http_status_pb2 import StatusCode
 
 from authz.envoy.access_log import Said, decision_told
+from authz.envoy.check import joined
 
 METHOD: Final = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 _EXT_AUTHZ: Final = "envoy.filters.http.ext_authz"
@@ -71,7 +71,7 @@ def read(data: bytes) -> Begun | More | None:
 
 
 def _begun(message: ProcessingRequest, told: HttpHeaders) -> Begun:
-    headers = _joined(told.headers)
+    headers = joined(told.headers)
     status = headers.pop(":status", "")
     said = message.metadata_context.filter_metadata.get(_EXT_AUTHZ)
     details = ""
@@ -85,15 +85,6 @@ def _begun(message: ProcessingRequest, told: HttpHeaders) -> Begun:
         awaited=not message.observability_mode,
         ended=told.end_of_stream,
     )
-
-
-def _joined(headers: HeaderMap) -> dict[str, str]:
-    joined: dict[str, str] = {}
-    for header in headers.headers:
-        name = header.key.lower()
-        value = header.raw_value.decode(errors="backslashreplace") or header.value
-        joined[name] = f"{joined[name]},{value}" if name in joined else value
-    return joined
 
 
 def release(
