@@ -13,7 +13,8 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not alone'
+	$(BIN)/pytest -m alone
 
 $(VENV)/.demo: pyproject.toml setup.py $(wildcard protos/authz/v1/*.proto)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -10,6 +10,7 @@ from authz.ledger.merkle import (
     verify_inclusion,
 )
 from authz.ledger.note import Checkpoint, NoteError, Signer, Verifier, open_note, sign_note
+from authz.ledger.tiles import Place
 from authz.ledger.tree import TILE_WIDTH, Tile, Tree
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "TILE_WIDTH",
     "Checkpoint",
     "NoteError",
+    "Place",
     "ProofError",
     "Signer",
     "Tile",

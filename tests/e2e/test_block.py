@@ -78,8 +78,9 @@ def statuses(stack, *requests):
 
 
 def changes(seen):
-    """The statuses seen, one for each run of the same."""
-    kinds = [status for _, status in seen]
+    """The statuses seen, one for each run of the same. A denial in time, because the machine was
+    busy, says nothing of the block."""
+    kinds = [status for _, status in seen if status != 503]
     return kinds[:1] + [b for a, b in pairwise(kinds) if a != b]
 
 

@@ -29,6 +29,7 @@ import rego.v1
 default allow := false
 allow if input.attributes.request.http.path == "/yes"
 """
+SERVING = health_pb2.HealthCheckResponse.SERVING
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
 
 
@@ -192,12 +193,14 @@ def test_health_turns(server):
         stub = health_pb2_grpc.HealthStub(channel)
         service = "envoy.service.auth.v3.Authorization"
         for name in ("", service):
-            answer = stub.Check(health_pb2.HealthCheckRequest(service=name), wait_for_ready=True)
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            request = health_pb2.HealthCheckRequest(service=name)
+            told = (answer.status for answer in stub.Watch(request, wait_for_ready=True))
+            assert next(status for status in told if status == SERVING)  # it has just begun
+            assert stub.Check(request).status == SERVING
         with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
             stub.Check(health_pb2.HealthCheckRequest(service="other"))
         watched = stub.Watch(health_pb2.HealthCheckRequest(service=service))
-        assert next(watched).status == health_pb2.HealthCheckResponse.SERVING
+        assert next(watched).status == SERVING
         server.process.terminate()
         assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert server.process.wait(30) == 0

@@ -16,6 +16,8 @@ from authz.demo.people import Request
 from authz.demo.stack import Stack, free_port, running
 from authz.store.client import connect
 
+pytestmark = pytest.mark.alone
+
 POLICY = """package envoy.authz
 import rego.v1
 

@@ -24,6 +24,8 @@ from authz.demo.people import Request
 from authz.demo.stack import Stack, free_port, running
 from authz.store.client import connect
 
+pytestmark = pytest.mark.alone
+
 STRICT, LENIENT = "failure_mode_allow: false", "failure_mode_allow: true"
 POLICY = "package envoy.authz\nimport rego.v1\nallow := true\n"
 FAULTS = "500 502 garbage not-an-object closed cut wrong-length hang empty".split()
