@@ -1,6 +1,5 @@
 """``authz verify``, ``authz config``."""
 
-import base64
 import json
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from authz.store import migrations
 from authz.store.client import QUERY_ERRORS, connect, explain
 from authz.trust import load_trust
 from authz.verify import Report, verify_store
-from authz.verify.store import State
+from authz.verify.logs import State, state_of
 
 
 @app.command()
@@ -114,14 +113,11 @@ def _load_state(path: Path | None) -> State:
     try:
         if not path.exists() and path.parent.is_dir():
             return {}
-        state: State = orjson.loads(path.read_bytes())
-        for accepted in state.values():
-            int(accepted["size"]), base64.b64decode(accepted["root"], validate=True)
+        return state_of(orjson.loads(path.read_bytes()))
     except OSError as error:
         raise UsageError(f"--state {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"--state {path}: not a state file of `authz verify`") from None
-    return state
 
 
 def _save_state(path: Path, accepted: State) -> None:

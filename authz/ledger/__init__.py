@@ -4,12 +4,13 @@ from authz.ledger.merkle import (
     HASH_BYTES,
     ProofError,
     leaf_hash,
+    leaf_hashes,
     node_hash,
     tree_hash,
     verify_consistency,
     verify_inclusion,
 )
-from authz.ledger.note import Checkpoint, NoteError, Signer, Verifier, open_note, sign_note
+from authz.ledger.note import Checkpoint, NoteError, Signer, Verifier, open_note, sign_note, signers
 from authz.ledger.tiles import Place
 from authz.ledger.tree import TILE_WIDTH, Tile, Tree
 
@@ -25,9 +26,11 @@ __all__ = [
     "Tree",
     "Verifier",
     "leaf_hash",
+    "leaf_hashes",
     "node_hash",
     "open_note",
     "sign_note",
+    "signers",
     "tree_hash",
     "verify_consistency",
     "verify_inclusion",
