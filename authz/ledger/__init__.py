@@ -10,6 +10,7 @@ from authz.ledger.merkle import (
     verify_inclusion,
 )
 from authz.ledger.note import Checkpoint, NoteError, Signer, Verifier, open_note, sign_note
+from authz.ledger.proofs import edge_of, prove_consistency, prove_inclusion, root_at
 from authz.ledger.tiles import Place
 from authz.ledger.tree import TILE_WIDTH, Tile, Tree
 
@@ -24,9 +25,13 @@ __all__ = [
     "Tile",
     "Tree",
     "Verifier",
+    "edge_of",
     "leaf_hash",
     "node_hash",
     "open_note",
+    "prove_consistency",
+    "prove_inclusion",
+    "root_at",
     "sign_note",
     "tree_hash",
     "verify_consistency",
