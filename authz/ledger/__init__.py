@@ -12,6 +12,7 @@ from authz.ledger.merkle import (
 from authz.ledger.note import Checkpoint, NoteError, Signer, Verifier, open_note, sign_note
 from authz.ledger.proofs import edge_of, prove_consistency, prove_inclusion, root_at
 from authz.ledger.tiles import Place
+from authz.ledger.tlog_proof import TlogProof
 from authz.ledger.tree import TILE_WIDTH, Tile, Tree
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "ProofError",
     "Signer",
     "Tile",
+    "TlogProof",
     "Tree",
     "Verifier",
     "edge_of",
