@@ -40,7 +40,10 @@ class Pool:
             )
 
     def _ask(self, question: Callable[[Client], T]) -> T:
-        client = self._idle.pop() if self._idle else connect(self._url)
+        try:
+            client = self._idle.pop()
+        except IndexError:
+            client = connect(self._url)
         try:
             answer = question(client)
         except QUERY_ERRORS as error:
