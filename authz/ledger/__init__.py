@@ -11,7 +11,9 @@ from authz.ledger.merkle import (
     verify_inclusion,
 )
 from authz.ledger.note import Checkpoint, NoteError, Signer, Verifier, open_note, sign_note, signers
+from authz.ledger.proofs import edge_of, prove_consistency, prove_inclusion, root_at
 from authz.ledger.tiles import Place
+from authz.ledger.tlog_proof import TlogProof
 from authz.ledger.tree import TILE_WIDTH, Tile, Tree
 
 __all__ = [
@@ -23,12 +25,17 @@ __all__ = [
     "ProofError",
     "Signer",
     "Tile",
+    "TlogProof",
     "Tree",
     "Verifier",
+    "edge_of",
     "leaf_hash",
     "leaf_hashes",
     "node_hash",
     "open_note",
+    "prove_consistency",
+    "prove_inclusion",
+    "root_at",
     "sign_note",
     "signers",
     "tree_hash",

@@ -5,13 +5,19 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from authz.ledger import (
+    Place,
     ProofError,
+    Tree,
+    edge_of,
     leaf_hash,
     node_hash,
+    prove_consistency,
+    prove_inclusion,
+    root_at,
     tree_hash,
     verify_consistency,
     verify_inclusion,
@@ -191,3 +197,102 @@ def test_sizes_zero_and_equal():
     for index, size in ((0, 0), (1, 1), (-1, 1)):
         with pytest.raises(ProofError):
             verify_inclusion(one, index, size, [], one)
+
+
+class Tiles:
+    """The tiles that a tree of `hashes` leaves, as a reader gives them; it notes what is asked."""
+
+    def __init__(self, hashes: list[bytes]) -> None:
+        self.tree = Tree()
+        tiles = self.tree.append(hashes) + self.tree.partial_tiles()
+        self.data = {(tile.level, tile.index): tile.data for tile in tiles}
+        self.calls: list[list[Place]] = []
+
+    def __call__(self, places):
+        self.calls.append(list(places))
+        return [self.data[place.level, place.index] for place in places]
+
+
+SIZES = st.integers(1, 1100) | st.sampled_from([255, 256, 257, 511, 512, 513, 1024])
+
+
+def leaf_hashes(count: int) -> list[bytes]:
+    return [leaf_hash(n.to_bytes(4, "big")) for n in range(count)]
+
+
+MANY = leaf_hashes(1200)
+
+
+@given(SIZES, st.integers(0, 99), st.data())
+@settings(deadline=None)
+def test_proofs_out_of_tiles(size, more, data):
+    """Out of tiles, which may be of a larger tree, come the RFC's own proofs and roots, and the
+    tiles asked for are few, all there at this size, and asked for at once."""
+    tiles = Tiles(MANY[: size + more])
+    index, old = data.draw(st.integers(0, size - 1)), data.draw(st.integers(1, size))
+    assert prove_inclusion(index, size, tiles) == path_to(MANY[:size], index)
+    assert prove_consistency(old, size, tiles) == proof_of(MANY[:size], old)
+    assert root_at(size, tiles) == tree_hash(MANY[:size])
+    assert len(tiles.calls) <= 3
+    for places in tiles.calls:
+        assert len(places) <= 6
+        for place in places:
+            assert 1 <= place.width <= (size >> 8 * place.level) - 256 * place.index
+
+
+@given(SIZES, st.integers(0, 99), st.integers(0, 300))
+@settings(deadline=None)
+def test_a_tree_out_of_tiles_goes_on(size, more, appended):
+    """A tree restored at a size from tiles, which may be of a larger one, grows as that did."""
+    restored, tree = edge_of(size, Tiles(MANY[: size + more])), Tree()
+    tree.append(MANY[:size])
+    added = leaf_hashes(appended)
+    assert (restored.size, restored.root()) == (size, tree.root())
+    assert restored.append(added) == tree.append(added)
+    assert restored.partial_tiles() == tree.partial_tiles()
+
+
+def test_the_empty_tree_has_no_tiles():
+    """At size zero nothing is read: there is the empty root, the empty tree, and no proof."""
+    tiles = Tiles([])
+    assert root_at(0, tiles) == tree_hash([])
+    assert edge_of(0, tiles).size == 0
+    assert prove_consistency(0, 5, tiles) == []
+    assert tiles.calls == []
+
+
+def test_three_levels_of_tiles():
+    """Where tiles of a third level stand on those of a second, it is the same."""
+    hashes = leaf_hashes(2 * 256**2 + 300)
+    tiles, size = Tiles(hashes), len(hashes)
+    root = root_at(size, tiles)
+    assert root == tree_hash(hashes) == tiles.tree.root()
+    for index in (0, 65_535, 65_536, size - 301, size - 300, size - 1):
+        proof = prove_inclusion(index, size, tiles)
+        verify_inclusion(hashes[index], index, size, proof, root)
+        assert len(tiles.calls[-1]) <= 6
+    for old in (1, 255, 65_536, 70_000, 2 * 256**2, size - 1, size):
+        proof = prove_consistency(old, size, tiles)
+        verify_consistency(old, size, proof, root_at(old, tiles), root)
+    assert edge_of(size, tiles).edge == tiles.tree.edge
+
+
+@pytest.mark.parametrize("missing", [(0, 0), (0, 2), (1, 0)])
+@pytest.mark.parametrize("left", [0, 40])
+def test_a_tile_that_is_missing(missing, left):
+    """Without a tile that is needed, or with a part of it, there is no proof, and it is named."""
+    tiles = Tiles(MANY[:700])
+    tiles.data[missing] = tiles.data[missing][:left]
+    with pytest.raises(ProofError, match=f"{Place(*missing).path}.* is missing"):
+        prove_inclusion(5, 700, tiles)
+
+
+def test_what_no_tree_has():
+    """An index outside, or sizes that are not in order, are refused."""
+    tiles = Tiles(MANY[:10])
+    for index, size in ((10, 10), (0, 0), (-1, 10)):
+        with pytest.raises(ValueError, match="not in a tree"):
+            prove_inclusion(index, size, tiles)
+    for sizes in ((3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="not in order"):
+            prove_consistency(*sizes, tiles)
