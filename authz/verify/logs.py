@@ -123,6 +123,7 @@ def verify_logs(
         setattr(report, name, getattr(tally, name))
     report.matched += tally.matched_late + tally.matched_elsewhere
     report.gaps = tally.kinds
+    report.checked = done
     report.detached = list(source.detached())
     report.seconds = time.monotonic() - begun
     return report
