@@ -9,7 +9,7 @@ from typing import Any
 from clickhouse_driver import Client
 
 from authz.record import Record, text
-from authz.store import rows
+from authz.store import definitions, rows
 
 _NOTE_CAP = 65_536
 _ORIGIN_CAP = 1024
@@ -157,6 +157,11 @@ class StoredLogs:
             " AND reason = '' ORDER BY 1"
         )
         return [str(name) for (name,) in self._ask(query, {})]
+
+    def definitions(self) -> Sequence[tuple[str, str]]:
+        """Tables and views that are not what the schema made: name, and what is wrong."""
+        with self._lock:
+            return list(definitions.wrong(self._client))
 
     def _leaf_hashes(self, origin: str, first: int, end: int) -> Sequence[bytes | None]:
         hashes: list[bytes | None] = [None] * (end - first)

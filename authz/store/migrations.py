@@ -131,17 +131,25 @@ _KINDS = {
 
 
 def _views(form: Layout, create: str, *, answers: bool = False) -> list[str]:
+    queries = _queries(form, answers=answers)
+    return [form.view(create, name, query) for name, query in queries.items()]
+
+
+def _queries(form: Layout, *, answers: bool) -> dict[str, str]:
     log = form.name("audit_log")
-    told = [
-        form.view(create, name, f"SELECT * FROM {log} WHERE kind = '{kind}'")
-        for name, kind in _KINDS.items()
-    ]
+    queries = {name: f"SELECT * FROM {log} WHERE kind = '{kind}'" for name, kind in _KINDS.items()}
     requests = _REQUESTS.format(log=log, not_in=form.not_in_other)
     if answers:
         requests = _REQUESTS_WITH_ANSWERS.format(
             log=log, requests=requests, any_join=form.any_join_other
         )
-    return [*told, form.view(create, "requests", requests)]
+    return {**queries, "requests": requests}
+
+
+def views(form: Layout) -> dict[str, str]:
+    """The views of `VERSION` and what each asks for, what feeds the aggregates included."""
+    feed = _ACTIVITY_FEED.format(log=form.rows(_AUDIT_LOG.name))
+    return {**_queries(form, answers=True), "activity_hourly_feed": feed}
 
 
 # Accesses carry their decision's values, so no join is needed; a decision stands for itself until

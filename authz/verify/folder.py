@@ -114,6 +114,9 @@ class FolderLogs:
             if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != revision:
                 yield revision
 
+    def definitions(self) -> Sequence[tuple[str, str]]:
+        return ()
+
     def detached(self) -> Sequence[str]:
         return ()
 

@@ -11,7 +11,8 @@
 6. The tiles above the leaves are compared with those recomputed.
 7. Rows beyond the newest checkpoint must be covered by one within 10 s.
 8. What the records carried along and is still there must be what they name.
-9. What the logs' rosters say of each other must still be so (`authz.verify.roster`), and what
+9. The tables and views themselves must be those that the schema made.
+10. What the logs' rosters say of each other must still be so (`authz.verify.roster`), and what
    their summaries say of each interval (`authz.verify.accounts`).
 
 Records are streamed; what is held of each log is two chunks and the trees' edges. While that goes
@@ -123,6 +124,7 @@ def verify_logs(
         setattr(report, name, getattr(tally, name))
     report.matched += tally.matched_late + tally.matched_elsewhere
     report.gaps = tally.kinds
+    report.schema = [Finding("schema", name, -1, -1, text) for name, text in source.definitions()]
     report.checked = done
     report.detached = list(source.detached())
     report.seconds = time.monotonic() - begun

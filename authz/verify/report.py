@@ -52,6 +52,8 @@ class Report:
     beside it, for they are about completeness, not about tampering."""
 
     logs: list[LogReport] = field(default_factory=list)
+    schema: list[Finding] = field(default_factory=list)
+    """What is wrong with the tables and views themselves; the origin is the table's name."""
     partial: bool = False
     """Only a part of the logs was checked, and the counts are what they tell of it."""
     checked: int = 0
@@ -71,7 +73,7 @@ class Report:
 
     @property
     def findings(self) -> list[Finding]:
-        return [finding for log in self.logs for finding in log.findings]
+        return self.schema + [finding for log in self.logs for finding in log.findings]
 
     @property
     def records(self) -> int:
@@ -91,6 +93,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         content = {"verified": self.verified, "records": self.records} | asdict(self)
+        content["schema"] = [asdict(f) | {"where": f.where} for f in self.schema]
         for log, shown in zip(self.logs, content["logs"], strict=True):
             shown["findings"] = [asdict(f) | {"where": f.where} for f in log.findings]
         return content
