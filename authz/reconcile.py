@@ -234,7 +234,8 @@ class Reconciler:
         self.newest = 0  # when the newest record was sealed
         self._decided: Halves = {}
         self._accessed: Halves = {}
-        self._asked: dict[str, dict[str, None]] = {}  # request id to decision ids, of `_decided`
+        # Request id to the ids of its decisions, of `_decided`. Nearly always there is but one.
+        self._asked: dict[str, tuple[str, ...]] = {}
         # Request id to the accesses without decision, and the time the newest was sealed.
         self._ended: OrderedDict[str, tuple[list[Tally], int]] = OrderedDict()
         # Decisions that have met their access, and those without an answer. (Of a plain dict the
@@ -337,7 +338,8 @@ class Reconciler:
         else:
             self._decided[decision_id] = half
             if half.request_id:
-                self._asked.setdefault(half.request_id, {})[decision_id] = None
+                asked = self._asked.get(half.request_id)
+                self._asked[half.request_id] = (*asked, decision_id) if asked else (decision_id,)
 
     def _access(self, record: Record) -> None:
         tally = self.tally
@@ -388,7 +390,7 @@ class Reconciler:
     def _ended_by_envoy(self, request_id: str, at: int, tally: Tally | None = None) -> None:
         """Envoy ended a request without a decision: if it asked for one, that is unanswered."""
         tally = tally or self.tally
-        asked = self._asked.get(request_id, {})
+        asked = self._asked.get(request_id, ())
         if asked:
             allowed = (one for one in asked if self._decided[one].allowed)
             decision_id = next(allowed, next(iter(asked)))
@@ -417,10 +419,11 @@ class Reconciler:
     def _undecided(self, decision_id: str) -> Half:
         """The decision, which is no longer without its other half."""
         half = self._decided.pop(decision_id)
-        asked = self._asked.get(half.request_id, {})
-        asked.pop(decision_id, None)
-        if not asked:
-            self._asked.pop(half.request_id, None)
+        asked = self._asked.get(half.request_id, ())
+        if len(asked) > 1:
+            self._asked[half.request_id] = tuple(one for one in asked if one != decision_id)
+        elif asked == (decision_id,):
+            del self._asked[half.request_id]
         return half
 
     def _leave_unanswered(self, decision_id: str, decided: Half, ended: Tally) -> None:

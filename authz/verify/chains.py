@@ -4,6 +4,7 @@ import base64
 import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -137,11 +138,14 @@ def _writers_form(record: Record, leaf: bytes) -> bytes:
     """The canonical form without what the receiver added (`RECEIVERS_FIELDS`): its members are cut
     out, from the last to the first. No other part of canonical JSON reads like a member, and the
     last one is the writer's."""
-    sealed_at, origin = record.get("sealed_at", 0), record.get("origin", "")
-    index = record.get("index", 0)
-    left, _, rest = leaf.rpartition(b'"sealed_at":%d,' % sealed_at)  # type: ignore[str-format]
-    left, _, between = left.rpartition(b'"origin":%b,' % orjson.dumps(origin))
-    if index:
+    left, _, rest = leaf.rpartition(b'"sealed_at":%d,' % record.get("sealed_at", 0))  # type: ignore[str-format]
+    left, _, between = left.rpartition(_origin_member(record.get("origin", "")))  # type: ignore[arg-type]
+    if index := record.get("index"):
         left, _, before = left.rpartition(b'"index":%d,' % index)  # type: ignore[str-format]
-        return b"".join((left, before, between, rest))
-    return b"".join((left, between, rest))
+        return left + before + between + rest
+    return left + between + rest
+
+
+@lru_cache(maxsize=64)
+def _origin_member(origin: str) -> bytes:
+    return b'"origin":%b,' % orjson.dumps(origin)

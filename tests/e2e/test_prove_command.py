@@ -201,8 +201,8 @@ def test_a_checkpoint_that_nobody_signed(site, tmp_path):
 
 
 def test_nothing_is_shown_that_is_not_on_record(site, tmp_path):
-    """Where the look cannot be recorded, no proof is written. Without any receiver there is one, and
-    it is said that nobody will know."""
+    """Where the look cannot be recorded, no proof is written. Without any receiver one is, and it
+    is said that nobody will know."""
     file, ours = tmp_path / "proof", site[2]
     (tmp_path / "taken").write_text("")
     command = [*AUTHZ, "prove", f"{ORIGIN}@3", "-o", file]
