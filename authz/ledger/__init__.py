@@ -9,7 +9,15 @@ from authz.ledger.merkle import (
     verify_consistency,
     verify_inclusion,
 )
-from authz.ledger.note import Checkpoint, NoteError, Signer, Verifier, open_note, sign_note
+from authz.ledger.note import (
+    Checkpoint,
+    NoteError,
+    Signer,
+    Verifier,
+    add_signatures,
+    open_note,
+    sign_note,
+)
 from authz.ledger.proofs import edge_of, prove_consistency, prove_inclusion, root_at
 from authz.ledger.tiles import Place
 from authz.ledger.tree import TILE_WIDTH, Tile, Tree
@@ -25,6 +33,7 @@ __all__ = [
     "Tile",
     "Tree",
     "Verifier",
+    "add_signatures",
     "edge_of",
     "leaf_hash",
     "node_hash",
