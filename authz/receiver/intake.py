@@ -20,7 +20,8 @@ from authz.journal.commit import Committer
 from authz.journal.segments import JournalError
 from authz.receiver.access import access_record
 from authz.receiver.metrics import BLOCKS, ENTRIES, LOST_MESSAGES, RECORDS, STREAMS, count_gaps
-from authz.receiver.sequence import Log, Place
+from authz.receiver.sequence import Log
+from authz.receiver.state import Place
 from authz.record import Entry, notice
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources

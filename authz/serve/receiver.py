@@ -1,20 +1,16 @@
 """The composition root of ``authz serve receiver``."""
 
 import asyncio
-import os
-import socket
 import time
-from pathlib import Path
 
 import structlog
-import yaml
 from clickhouse_driver import Client
 
 from authz.config import Config, Receiver
 from authz.errors import UsageError
 from authz.journal.commit import Committer
-from authz.journal.segments import Journal, JournalError, replace_file
-from authz.ledger import NoteError, Signer
+from authz.journal.segments import Journal, JournalError
+from authz.keys import LOG_KEY
 from authz.receiver import metrics
 from authz.receiver.accounts import Accounts
 from authz.receiver.intake import Intake
@@ -24,6 +20,7 @@ from authz.record.privacy import PrivacyKey, load_key
 from authz.record.resource import Resources
 from authz.serve import grpc_server, roster, tls
 from authz.serve.books import Books
+from authz.serve.log_keys import LogKeys, following_key, load_log_key
 from authz.serve.losses import EnvoyLosses
 from authz.serve.owner import Owner
 from authz.serve.sealer import Sealer
@@ -48,10 +45,10 @@ async def serve(config: Config) -> None:
     if not (directory / "state.json").exists():
         _migrate(client, store)  # a first start says at once what is wrong with the store
     journal = _journal(config)
-    signer = load_log_key(directory / "log.key", config.receiver.origin)
-    log = Log(directory, journal, signer)
-    write_trust(directory / "trust.yaml", [signer])
+    signer = load_log_key(directory / LOG_KEY, config.receiver.origin)
+    log = Log(directory, journal, signer, following_key(directory, signer.name))
     committer: Committer[list[Entry]] = Committer(journal, log)
+    keys = LogKeys(directory, log, committer)
     owner = Owner(store, log, directory / "journal" / "lock")
     key = _privacy_key(config, log)
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
@@ -80,6 +77,7 @@ async def serve(config: Config) -> None:
             lambda: _watch(committer, journal, health),
             lambda: roster.tell(store, committer),
             losses.run,
+            keys.run,
         )
         try:
             await running.until(stopped)
@@ -167,33 +165,6 @@ def _migrate(client: Client, url: str) -> None:
         raise explain(error, url) from None
     for version in applied:
         logger.info("schema migrated", version=version)
-
-
-def load_log_key(path: Path, origin: str | None) -> Signer:
-    """The log's private key, made at the first start; its name is the log's origin for good."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        name = origin or f"{socket.gethostname()}/receiver"
-        replace_file(path, (Signer(name, os.urandom(32)).private_text() + "\n").encode())
-    if path.stat().st_mode & 0o077:
-        raise UsageError(f"{path}: others may read the log's key; run: chmod 600 {path}")
-    try:
-        signer = Signer.parse(path.read_text())
-    except (NoteError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}; restore it from backup") from None
-    if origin not in (None, signer.name):
-        raise UsageError(
-            f"receiver.origin is {origin}, but {path} belongs to {signer.name};"
-            " a log keeps its origin: use another --data-dir for another log"
-        )
-    return signer
-
-
-def write_trust(path: Path, signers: list[Signer]) -> None:
-    """A trust file for `authz verify`: hand it to the auditor by a way of its own."""
-    logs = [{"origin": signer.name, "keys": [str(signer.verifier)]} for signer in signers]
-    text = "# Which logs there must be, and whose signatures count (C2SP verifier keys).\n"
-    replace_file(path, (text + yaml.safe_dump({"logs": logs}, sort_keys=False)).encode(), 0o644)
 
 
 def _privacy_key(config: Config, log: Log) -> PrivacyKey | None:
