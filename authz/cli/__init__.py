@@ -12,6 +12,7 @@ from authz.cli import (  # noqa: F401 - each registers its commands
     migrate,
     policy,
     policy_show,
+    prove,
     serve,
     verify,
 )

@@ -20,6 +20,7 @@ from authz.ledger.note import (
 )
 from authz.ledger.proofs import edge_of, prove_consistency, prove_inclusion, root_at
 from authz.ledger.tiles import Place
+from authz.ledger.tlog_proof import TlogProof
 from authz.ledger.tree import TILE_WIDTH, Tile, Tree
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "ProofError",
     "Signer",
     "Tile",
+    "TlogProof",
     "Tree",
     "Verifier",
     "add_signatures",

@@ -1,0 +1,78 @@
+"""One record's proof: made out of tiles, and checked against a trust file. Pure."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from authz.ledger import Checkpoint, ProofError, TlogProof, Verifier, leaf_hash, verify_inclusion
+from authz.ledger.proofs import Reader, prove_inclusion
+from authz.record import Record, canonical
+from authz.trust import TrustedLog
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """`record` is in the log of `checkpoint`, which these of its keys signed."""
+
+    record: Record
+    proof: TlogProof
+    checkpoint: Checkpoint
+    signed: tuple[Verifier, ...]
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "proven": True,
+            "origin": self.checkpoint.origin,
+            "index": self.proof.index,
+            "size": self.checkpoint.size,
+            "root": base64.b64encode(self.checkpoint.root).decode(),
+            "signed_by": [str(key) for key in self.signed],
+            "record": self.record,
+        }
+
+
+def make_proof(leaf: bytes, index: int, note: str, read: Reader) -> TlogProof:
+    """The proof that `leaf` is at `index` of the log whose tiles `read` gives, under the checkpoint
+    `note`. Raises `ProofError` if it is not, or a tile is missing, `NoteError` for another note."""
+    checkpoint = TlogProof(index, (), note).claimed
+    if index >= checkpoint.size:
+        raise ProofError(f"the checkpoint is over {checkpoint.size} records only")
+    hashes = prove_inclusion(index, checkpoint.size, read)
+    verify_inclusion(leaf_hash(leaf), index, checkpoint.size, hashes, checkpoint.root)
+    return TlogProof(index, tuple(hashes), note, leaf)
+
+
+def check_proof(text: str, logs: Sequence[TrustedLog]) -> Proven:
+    """What the file with `text` shows, by these steps:
+
+    1. It has a proof's form, and a record in it.
+    2. The checkpoint is of a log that is trusted, and signed by one of that log's keys.
+    3. The hashes lead from the record to the checkpoint's root.
+    4. The record is in canonical form, and says itself that it stands there.
+
+    Raises `ProofError` or `NoteError`, which say what is wrong.
+    """
+    proof = TlogProof.parse(text)
+    if proof.leaf is None:
+        raise ProofError("the file holds no record (the proof's extra data)")
+    origin = proof.claimed.origin
+    keys = [key for log in logs if log.origin == origin for key in log.keys]
+    if not keys:
+        raise ProofError("it is of a log that the trust file does not name")
+    checkpoint, signed = proof.verify(proof.leaf, keys)
+    record = _record(proof.leaf)
+    if (record.get("origin", ""), record.get("index", 0)) != (origin, proof.index):
+        raise ProofError("the record says that it stands elsewhere")
+    return Proven(record, proof, checkpoint, tuple(signed))
+
+
+def _record(leaf: bytes) -> Record:
+    try:
+        record: Record = orjson.loads(leaf)
+        if canonical(record) == leaf:
+            return record
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise ProofError("what the log has there is no record in canonical form")
