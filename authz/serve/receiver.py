@@ -19,6 +19,7 @@ from authz.record import Entry, Record, notice
 from authz.record.privacy import PrivacyKey, load_key
 from authz.record.resource import Resources
 from authz.serve import grpc_server, roster, tls
+from authz.serve.anchors import Anchors
 from authz.serve.books import Books
 from authz.serve.log_keys import LogKeys, following_key, load_log_key
 from authz.serve.losses import EnvoyLosses
@@ -30,6 +31,7 @@ from authz.store.client import QUERY_ERRORS, connect, explain, name_of
 _SERVICES = ("envoy.service.accesslog.v3.AccessLogService", "authz.v1.RecordStream")
 _GRACE_SECONDS = 2
 _DRAIN_SECONDS = 20
+_ANCHOR_SECONDS = 5  # at the end
 
 logger = structlog.get_logger()
 
@@ -55,6 +57,7 @@ async def serve(config: Config) -> None:
     intake = Intake(log, committer, resources, key, synced=config.journal.durability == "fsync")
     accounts = _accounts(config.receiver, log, intake)
     sealer = Sealer(config, log, client, committer, owner, Books(store, log, committer, accounts))
+    anchors = Anchors(config.receiver, store, log, committer, owner)
     losses = EnvoyLosses(config.receiver, directory / "envoys.json", intake, committer)
     health = grpc_server.Health(_SERVICES)
     grpc_server.serve_metrics(config.receiver.metrics)
@@ -78,6 +81,7 @@ async def serve(config: Config) -> None:
             lambda: roster.tell(store, committer),
             losses.run,
             keys.run,
+            anchors.run,
         )
         try:
             await running.until(stopped)
@@ -86,12 +90,14 @@ async def serve(config: Config) -> None:
             await server.stop(_GRACE_SECONDS)
             await _drain(intake, committer, losses, sealer)
             await running.cancel()
+            await anchors.finish(_ANCHOR_SECONDS)
     # A thread may still be storing a batch: its journal and connection stay open until it is done.
     await asyncio.get_running_loop().shutdown_default_executor()
     owner.release()
     committer.close()
     journal.close()
     client.disconnect()
+    anchors.close()
 
 
 async def _drain(

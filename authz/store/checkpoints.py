@@ -1,4 +1,4 @@
-"""Reading checkpoints: of all logs, for the roster; of one's own, before anything is added."""
+"""Checkpoints: of all logs, for the roster; of one's own, before anything is added; cosigned."""
 
 from collections.abc import Iterable, Sequence
 
@@ -45,6 +45,11 @@ def foreign(client: Client, sealed: Checkpoint, keys: Sequence[Verifier]) -> str
         if checkpoint.root != sealed.root:
             return f"another checkpoint over {sealed.size} records"
     return ""
+
+
+def add(client: Client, origin: str, size: int, note: str) -> None:
+    """Another row of a size: the same checkpoint, with witnesses' cosignatures."""
+    client.execute("INSERT INTO checkpoints (origin, size, note) VALUES", [(origin, size, note)])
 
 
 def _signed(rows: Iterable[tuple[str | bytes]], keys: Sequence[Verifier]) -> Iterable[Checkpoint]:
