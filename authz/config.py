@@ -141,6 +141,9 @@ class Receiver(_Section):
 
     listen: Address = Field("127.0.0.1:9292", description="host:port or unix:///path to listen on")
     origin: Origin | None = Field(None, description="the log's name, <cluster>/<receiver>")
+    follows: Origin | None = Field(
+        None, description="a log whose key or disk is lost, from which a new one goes on"
+    )
     metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
     tls_cert: Path | None = Field(None, description="our certificate chain, PEM")
     tls_key: Path | None = Field(None, description="its key, PEM")

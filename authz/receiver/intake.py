@@ -262,7 +262,7 @@ class Intake:
     def _refusal(self, hello: pb.Hello) -> str:
         if not hello.writer or len(hello.public_key) != 32:
             return "the first message must be a Hello with the writer's id and Ed25519 key"
-        if hello.origin and hello.origin != self._log.origin:
+        if hello.origin and hello.origin not in (self._log.origin, self._log.stored.follows):
             return f"{hello.writer} is bound to {hello.origin}, this is {self._log.origin}"
         if hello.privacy_key_id and not self._log.pin_privacy_key(hello.privacy_key_id):
             return (

@@ -309,7 +309,10 @@ class Log:
         accounted = max(map(accounted_in, notices), default=0)
         accounted = max(accounted, self.stored.accounted)
         keys = keys_after(self.stored.keys, notices)
-        return State(tree, sealed_at, writers, self.privacy_key_id, blocks, accounted, keys)
+        follows = self.stored.follows
+        return State(
+            tree, sealed_at, writers, self.privacy_key_id, blocks, accounted, keys, follows
+        )  # fmt: skip
 
     def _signer_of(self, keys: Sequence[str]) -> Signer:
         return self._signers[keys[-1]] if keys else self._signer

@@ -11,6 +11,7 @@ from authz.journal.chain import RECEIVERS_FIELDS, chain_hash
 from authz.keys import rotated
 from authz.ledger import Tree, Verifier
 from authz.record import Record, canonical, details_of
+from authz.store.epochs import Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class State:
     blocks: Standing = field(default_factory=Standing)
     accounted: int = 0  # how far the log has told its account of itself
     keys: tuple[str, ...] = ()  # that its rotations name, oldest first; none if there was none
+    follows: str = ""  # the log that it goes on from, whose writers it takes
 
     def to_json(self) -> bytes:
         return orjson.dumps(
@@ -44,6 +46,7 @@ class State:
                 "blocks": self.blocks.to_json(),
                 "accounted": self.accounted,
                 "keys": self.keys,
+                "follows": self.follows,
             }
         )
 
@@ -59,7 +62,20 @@ class State:
             Standing.from_json(*content.get("blocks", [0, []])),  # absent before schema 2
             int(content.get("accounted", content["size"])),  # absent before schema 3
             tuple(str(Verifier.parse(key)) for key in content.get("keys", ())),
+            str(content.get("follows", "")),
         )
+
+
+def state_after(ended: Ended) -> State:
+    """Of a log that goes on from one that has ended: its writers' places, whom it blocks. Its clock
+    begins after the other's end, so that the order of the two is on record."""
+    newest = {str(record["writer"]): place_of(record) for record in ended.newest}
+    return State(
+        sealed_at=ended.sealed_at + 1,
+        writers={writer: place for writer, place in newest.items() if place},
+        blocks=Standing().after(ended.blocking),
+        follows=ended.checkpoint.origin,
+    )
 
 
 def keys_after(keys: tuple[str, ...], records: Iterable[Record]) -> tuple[str, ...]:

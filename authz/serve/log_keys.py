@@ -83,6 +83,12 @@ class LogKeys:
 def load_log_key(path: Path, origin: str | None) -> Signer:
     """The log's private key, made at the first start; its name is the log's origin for good."""
     if not path.exists():
+        if (path.parent / "checkpoint").exists():
+            raise UsageError(
+                f"{path}: the log has been signed with a key that is not there; restore it from"
+                " backup, or begin a log that follows it: an empty --data-dir, another --origin,"
+                " and receiver.follows"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         name = origin or f"{socket.gethostname()}/receiver"
         replace_file(path, (Signer(name, os.urandom(32)).private_text() + "\n").encode())

@@ -9,16 +9,17 @@ from clickhouse_driver import Client
 from authz.config import Config, Receiver
 from authz.errors import UsageError
 from authz.journal.commit import Committer
-from authz.journal.segments import Journal, JournalError
+from authz.journal.segments import Journal, JournalError, replace_file
 from authz.keys import LOG_KEY
 from authz.receiver import metrics
 from authz.receiver.accounts import Accounts
 from authz.receiver.intake import Intake
 from authz.receiver.sequence import Log
-from authz.record import Entry, Record, notice
+from authz.receiver.state import state_after
+from authz.record import Entry, notice
 from authz.record.privacy import PrivacyKey, load_key
 from authz.record.resource import Resources
-from authz.serve import grpc_server, roster, tls
+from authz.serve import epoch, grpc_server, roster, tls
 from authz.serve.anchors import Anchors
 from authz.serve.books import Books
 from authz.serve.log_keys import LogKeys, following_key, load_log_key
@@ -27,6 +28,7 @@ from authz.serve.owner import Owner
 from authz.serve.sealer import Sealer
 from authz.store import migrations
 from authz.store.client import QUERY_ERRORS, connect, explain, name_of
+from authz.store.epochs import Ended
 
 _SERVICES = ("envoy.service.accesslog.v3.AccessLogService", "authz.v1.RecordStream")
 _GRACE_SECONDS = 2
@@ -47,8 +49,7 @@ async def serve(config: Config) -> None:
     if not (directory / "state.json").exists():
         _migrate(client, store)  # a first start says at once what is wrong with the store
     journal = _journal(config)
-    signer = load_log_key(directory / LOG_KEY, config.receiver.origin)
-    log = Log(directory, journal, signer, following_key(directory, signer.name))
+    log, before = await _open_log(config, client, journal)
     committer: Committer[list[Entry]] = Committer(journal, log)
     keys = LogKeys(directory, log, committer)
     owner = Owner(store, log, directory / "journal" / "lock")
@@ -61,12 +62,12 @@ async def serve(config: Config) -> None:
     losses = EnvoyLosses(config.receiver, directory / "envoys.json", intake, committer)
     health = grpc_server.Health(_SERVICES)
     grpc_server.serve_metrics(config.receiver.metrics)
+    new = journal.next == 0
+    if new:
+        await _tell_beginning(committer, log, before)  # in front of all that comes in
     server = await grpc_server.start(config.receiver.listen, intake.handlers(), health, credentials)
-    try:
-        await _tell_start(committer, log, journal)
-    except UsageError:
-        await server.stop(0)
-        raise
+    if not new:
+        await _tell_start(committer, log)
     grpc_server.spare_collections()
     await health.set(True)
     logger.info(
@@ -98,6 +99,18 @@ async def serve(config: Config) -> None:
     journal.close()
     client.disconnect()
     anchors.close()
+
+
+async def _open_log(config: Config, client: Client, journal: Journal) -> tuple[Log, Ended | None]:
+    """The log, and the one that it follows, if it begins only now."""
+    directory, options = config.data_dir, config.receiver
+    signer = load_log_key(directory / LOG_KEY, options.origin)
+    log = Log(directory, journal, signer, following_key(directory, signer.name))
+    if journal.next or options.follows is None:
+        return log, None
+    before = await epoch.before(client, config.store or "", options.follows, log.origin)
+    replace_file(directory / "state.json", state_after(before).to_json())
+    return Log(directory, journal, signer), before
 
 
 async def _drain(
@@ -184,16 +197,23 @@ def _privacy_key(config: Config, log: Log) -> PrivacyKey | None:
     return key
 
 
-async def _tell_start(committer: Committer[list[Entry]], log: Log, journal: Journal) -> None:
+async def _tell_beginning(
+    committer: Committer[list[Entry]], log: Log, before: Ended | None
+) -> None:  # fmt: skip
+    details: dict[str, object] = {"origin": log.origin}
+    if before:
+        details["follows"] = epoch.told(before)
     try:
-        await committer.submit([(_started(log, new=journal.next == 0), b"")])
+        started = notice("log_started", time.time_ns() // 1000, details)
+        await committer.submit([(started, b"")])
     except JournalError as error:
-        if journal.next == 0:
-            raise UsageError(f"the journal cannot begin: {error}") from None
+        raise UsageError(f"the journal cannot begin: {error}") from None
+
+
+async def _tell_start(committer: Committer[list[Entry]], log: Log) -> None:
+    try:
+        started = notice("receiver_started", time.time_ns() // 1000, {"origin": log.origin})
+        await committer.submit([(started, b"")])
+    except JournalError as error:
         # A full journal empties once this is up.
         logger.error("this start is not on record", error=str(error))
-
-
-def _started(log: Log, *, new: bool) -> Record:
-    event = "log_started" if new else "receiver_started"
-    return notice(event, time.time_ns() // 1000, {"origin": log.origin})
