@@ -41,16 +41,27 @@ class Chains:
 
     def __init__(self) -> None:
         self._writers: dict[str, _Writer] = {}
+        self._before: Chains | None = None
 
     def __len__(self) -> int:
         return len(self._writers)
+
+    def follow(self, before: "Chains") -> None:
+        """This log goes on from the one of `before`: its writers go on from where they were."""
+        self._before = before
+
+    def _begin(self, name: str) -> _Writer:
+        known = self._before and self._before._writers.get(name)  # noqa: SLF001 - another of these
+        return _Writer(known.key, known.seq, known.head) if known else _Writer()
 
     def check(self, record: Record) -> Iterator[tuple[str, str]]:
         seq = record.get("writer_seq", 0)
         if not seq or not isinstance(seq, int):
             return
         name = str(record.get("writer", ""))
-        writer = self._writers.setdefault(name, _Writer())
+        writer = self._writers.get(name)
+        if writer is None:
+            writer = self._writers[name] = self._begin(name)
         told = {key: value for key, value in record.items() if key not in RECEIVERS_FIELDS}
         if seq != writer.seq + 1:
             yield "sequence", f"record {seq} of writer {name} follows {writer.seq}"

@@ -40,6 +40,7 @@ from authz.trust import TrustedLog
 from authz.verify.accounts import Accounts, read_summaries
 from authz.verify.attachments import Attachments
 from authz.verify.chains import Chains
+from authz.verify.epochs import Epochs
 from authz.verify.report import Finding, LogReport, Report
 from authz.verify.roster import Rosters
 
@@ -75,18 +76,24 @@ def verify_store(
     done, total = 0, sum(check.begin() for check in checks)
     known = {check.log.origin: check for check in checks}
     rosters = Rosters({name: (check.log.keys, check.roots) for name, check in known.items()})
+    epochs = Epochs()
     running = heapq.merge(*(check.run() for check in checks), key=itemgetter(0))
     for done, (_, origin, record) in enumerate(running, 1):
         for text in accounts.add(record, origin):
             index = int(record.get("index", 0))  # type: ignore[arg-type]
             known[origin].report.add(Finding("interval", origin, index, index, text))
         rosters.add(record, origin)
+        before = epochs.add(record, origin)
+        if before and before.origin in known:
+            known[origin].chains.follow(known[before.origin].chains)
         if done % _CHUNK == 0:
             progress(done, total)
     progress(done, total)
     report.logs += [check.report for check in checks]
     report.logs += _unknown_logs(client, logs)
     for finding in rosters.findings(lambda origin: known[origin].roots_now()):
+        report.log(finding.origin).add(finding)
+    for finding in epochs.findings({log.origin: log.size for log in report.logs}):
         report.log(finding.origin).add(finding)
     for log in report.logs:
         if not log.findings:
