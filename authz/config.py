@@ -243,7 +243,7 @@ class Disclosure(_Section):
     )
     max_patients: int = Field(100_000, ge=1, description="of one answer")
     max_concurrent: int = Field(
-        1024, ge=1, description="answers read at once; what is more is unresolved, or gets 503"
+        1024, ge=0, description="answers read at once; what is more is unresolved, or gets 503"
     )
 
 

@@ -18,6 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from authz.cli.app import ConfigFile, Json, app
 from authz.errors import UsageError
@@ -128,15 +129,17 @@ class _Progress:
 def _show(result: Any, console: Console) -> None:
     table = Table(title="Who did what, and why it was allowed or denied", box=box.SIMPLE_HEAD,
                   title_justify="left")  # fmt: skip
-    for name in ("who", "for", "what"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("times", justify="right")
-    table.add_column("outcome")
-    table.add_column("reason", overflow="fold")
+    table.add_column("who", no_wrap=True)
+    table.add_column("for", no_wrap=True)
+    table.add_column("what", overflow="fold", min_width=14)
+    table.add_column("times", justify="right", no_wrap=True)
+    table.add_column("patients", justify="right", no_wrap=True)
+    table.add_column("outcome, and why", overflow="fold")
     for row in result.table:
         colour = "green" if row.outcome == "allowed" else "red"
-        table.add_row(row.who, row.purpose, row.what, str(row.times),
-                      f"[{colour}]{row.outcome}[/]", row.reason)  # fmt: skip
+        outcome = Text.assemble((row.outcome, colour), f": {row.reason}")
+        table.add_row(row.who, row.purpose, row.what, str(row.times), str(row.patients or ""),
+                      outcome)  # fmt: skip
     console.print(table)
     for text in result.unexpected[:5]:
         console.print(f"[red]unexpected[/] {text}")

@@ -248,6 +248,11 @@ def _bulk(random: Random) -> Request:
     return _bulk_page(random.randrange(PATIENTS * 4 // 50))
 
 
+def _read_result(random: Random) -> Request:
+    """By its id alone: only the answer says whose it is."""
+    return _get("elm", f"/fhir/Observation/obs-{random.randint(1, PATIENTS * 4):05d}")
+
+
 def _snoop(random: Random) -> Request:
     patient = _any(random, 71)
     paths = (f"/fhir/Patient/{patient}", f"/fhir/Observation?patient={patient}")
@@ -300,6 +305,7 @@ HABITS: Final[tuple[tuple[Callable[[Random], Request], int], ...]] = (
     (_break_glass, 1),
     (_describe, 2),
     (_bulk, 1),
+    (_read_result, 2),
     (_snoop, 4),
     (_wrong_ward, 3),
     (_billing_pries, 2),

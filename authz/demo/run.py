@@ -36,6 +36,8 @@ class Row:
     what: str
     times: int
     outcome: str
+    patients: int
+    """How many different ones were named by the requests or shown in the answers."""
     reason: str
 
 
@@ -196,10 +198,12 @@ class Demo:
         while time.monotonic() < deadline:
             query = (
                 "SELECT countIf(kind = 'decision'), countIf(kind = 'access'),"
-                " (SELECT max(size) FROM checkpoints) > max(index) FROM audit_log"
+                " (SELECT max(size) FROM checkpoints) > max(index),"
+                " uniqExactIf(decision_id, kind = 'disclosure')"
+                " >= countIf(kind = 'access' AND discloses AND upstream != '') FROM audit_log"
             )
-            [(decisions, accesses, covered)] = client.execute(query)
-            if decisions >= want.decisions and accesses >= want.accesses and covered:
+            [(decisions, accesses, covered, shown)] = client.execute(query)
+            if decisions >= want.decisions and accesses >= want.accesses and covered and shown:
                 return
             time.sleep(0.1)
 
@@ -226,13 +230,14 @@ class Demo:
     def _table(self, client: Client) -> list[Row]:
         rows = client.execute(
             "SELECT subject, purpose, concat(method, ' ', replaceOne(path, '/fhir/', '')),"
-            " count(), if(allowed, 'allowed', 'denied'), reason"
+            " count(), if(allowed, 'allowed', 'denied'),"
+            " uniqExactArray(arrayConcat(patients, disclosed)), reason"
             " FROM requests WHERE decision_id != ''"
-            " GROUP BY 1, 2, 3, 5, 6 ORDER BY 5, 1, 4 DESC"
+            " GROUP BY 1, 2, 3, 5, 7 ORDER BY 5, 1, 4 DESC"
         )
         rows += client.execute(
             "SELECT '(nobody)', '', concat(method, ' ', replaceOne(path, '/fhir/', '')), count(),"
-            " 'rejected', response_details FROM requests WHERE decision_id = ''"
-            " GROUP BY 3, 6 ORDER BY 4 DESC"
+            " 'rejected', 0, response_details FROM requests WHERE decision_id = ''"
+            " GROUP BY 3, 7 ORDER BY 4 DESC"
         )
         return [Row(*row) for row in rows]

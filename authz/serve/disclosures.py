@@ -4,6 +4,9 @@ Each answer is read by one of a few threads, as it streams by: a stream's next m
 when the one before has been read, so what is in memory is bounded by the streams and their bounds.
 Nothing of a body is kept, and nothing of it but tokens and counts gets into a record.
 
+What is only observed is read a moment later: on its way to the client the answer has the processor
+to itself.
+
 An answer that Envoy has wait (mode hold) is kept here until its records are on disk. It is refused
 with 503 if they cannot be, or if it is larger than may be held.
 """
@@ -12,6 +15,7 @@ import queue
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,6 +36,7 @@ from authz.serve.core_server import Stream
 from authz.serve.metrics import DISCLOSURES
 
 _THREADS = 4
+_LATER_SECONDS = 0.02
 _PATIENTS = FIELD["patients"].items
 # The decision's values that the disclosure repeats: who and why, and what was asked for.
 _REPEATED = (
@@ -102,14 +107,28 @@ class Processor:
             self._queues[id(stream) // 64 % _THREADS].put((stream, shown, message))
 
     def _work(self, events: "queue.SimpleQueue[_Event | None]") -> None:
-        while (event := events.get()) is not None:
+        later: deque[tuple[float, Stream]] = deque()  # to be read on, and when
+        while True:
+            left = later[0][0] - time.monotonic() if later else None
+            if left is not None and left <= 0:
+                later.popleft()[1].read_on()
+                continue
             try:
-                self._take(*event)
+                event = events.get(timeout=left)
+            except queue.Empty:
+                continue
+            if event is None:
+                return
+            try:
+                if self._take(*event):
+                    later.append((time.monotonic() + _LATER_SECONDS, event[0]))
             except Exception as error:  # noqa: BLE001 - the next answers are to be read
                 _complain("an answer could not be ended", error)
             del event  # nothing of an answer stays while none comes
 
-    def _take(self, stream: Stream, shown: "_Shown", message: bytes | None) -> None:
+    def _take(self, stream: Stream, shown: "_Shown", message: bytes | None) -> bool:
+        """Read a message; returns whether the next is to be read later."""
+        beginning = shown.begun is None
         try:
             if shown.take(message, self._reading):
                 self._finish(stream, shown)
@@ -118,8 +137,11 @@ class Processor:
             self._give_up(stream, shown)
         if message is None or shown.done:
             stream.end()
+        elif beginning and not shown.waits:
+            return True
         else:
             stream.read_on()
+        return False
 
     def _finish(self, stream: Stream, shown: "_Shown") -> None:
         """Record an answer that was shown whole, or as far as it came; then it may go."""

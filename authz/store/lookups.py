@@ -222,13 +222,21 @@ class _Reading:
 
 
 def unresolved(client: Client, window: Window) -> Answers:
-    """How far it is known whose data answers held."""
+    """How far it is known whose data answers held. Answers that were to be shown and were not have
+    no record of their own: the log tells them as gaps."""
+    untold = (
+        "SELECT sumIf(told, event = 'gap') - sumIf(told, event = 'gap_closed') FROM"
+        " (SELECT DISTINCT origin, index, event, toInt64(JSONExtractUInt(details, 'count')) AS told"
+        "  FROM audit_log WHERE kind = 'notice' AND rule = 'no_disclosure' AND writer_seq = 0"
+        f" AND event IN ('gap', 'gap_closed') AND {window.condition})"
+    )
+    [(gaps,)] = client.execute(untold, window.values)
     query = (
         f"SELECT count(), uniqExactIf({_REQUEST}, {_UNRESOLVED}) FROM audit_log"
         f" WHERE kind = 'disclosure' AND {window.condition}"
     )
-    [row] = client.execute(query, window.values)
-    return Answers(*row)
+    [(disclosures, found)] = client.execute(query, window.values)
+    return Answers(disclosures, found + max(gaps, 0))
 
 
 def key_ids(client: Client, window: Window) -> set[str]:

@@ -7,10 +7,13 @@ One stack for each way of showing answers; each test looks at another side of wh
 import asyncio
 import json
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from answering_service import ANSWERS
@@ -23,7 +26,7 @@ from authz.store.client import connect
 
 WAYS = {"observe": ("false", "true"), "hold": ("true", "false")}
 SEARCH = Request("elm", "GET", "/fhir/Observation?_count=80")  # four of each of twenty patients
-READ = Request("dogwood", "GET", "/fhir/Claim/clm-00003")  # of the third
+READ = Request("elm", "GET", "/fhir/Observation/obs-00404")  # of patient 101
 
 
 class Answering(Tuned):
@@ -31,13 +34,47 @@ class Answering(Tuned):
 
     def __init__(self, *args, way: str, **kwargs) -> None:
         off = dict(zip(("OBSERVE_OFF", "HOLD_OFF"), WAYS[way], strict=True))
-        super().__init__(*args, envoy=off, **kwargs)
+        self.traces: list[bytes] = []
+        self._collector = collecting(self.traces)
+        to = f"http://127.0.0.1:{self._collector.server_port}"
+        super().__init__(*args, envoy=off, ext_authz={"AUTHZ_EXT_AUTHZ__TRACING": to}, **kwargs)
+
+    def stop(self) -> None:
+        super().stop()
+        self._collector.shutdown()
+        self._collector.server_close()
+
+    def metrics(self) -> bytes:
+        """What all processes tell of themselves."""
+        found = b""
+        for part in self.parts.values():
+            if "--metrics" in part.command:
+                address = part.command[part.command.index("--metrics") + 1]
+                with urlopen(f"http://{address}/metrics", timeout=10) as told:
+                    found += told.read()
+        return found
 
     def _add_service(self) -> None:
         super()._add_service()
         part = self.parts["service"]
         program = Path(__file__).with_name("answering_service.py")
         part.command = [sys.executable, str(program), "--listen", part.address]
+
+
+def collecting(told: list[bytes]) -> ThreadingHTTPServer:
+    """An OTLP collector that keeps what it is `told`."""
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
 
 
 @dataclass
@@ -136,9 +173,9 @@ def test_a_search_is_found_by_each_of_its_patients(day):
 def test_a_single_record_names_its_patient(day):
     """A read by id says in the request nothing of whose it is."""
     [row] = day.rows("read")
-    assert list(row["patients"]) == [token(day, patient_id(3))]
-    assert (row["subject"], row["complete"]) == ("b.dogwood", True)
-    assert (row["path"], row["purpose"]) == ("/fhir/Claim/{id}", "HPAYMT")
+    assert list(row["patients"]) == [token(day, patient_id(101))]
+    assert (row["subject"], row["complete"]) == ("a.elm", True)
+    assert (row["path"], row["purpose"]) == ("/fhir/Observation/{id}", "HRESCH")
 
 
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "answer-half"])
@@ -179,7 +216,8 @@ def test_the_count_comes_out_even(day):
 
 
 def test_nothing_in_clear(day):
-    """No identifier and no name from any answer is in a file of any process, or in the database."""
+    """No identifier and no name from any answer is in a file of any process, in the database, in a
+    metric or in a trace."""
     secret = ["large-0", "gzip-0", "line-0", "named-", "half-0", "Quillfeather"]
     secret += [f'"{patient_id(number)}"' for number in range(1, PATIENTS)]
     found: Counter[str] = Counter()
@@ -188,6 +226,10 @@ def test_nothing_in_clear(day):
             data = path.read_bytes()
             found.update({f"{path}: {text}": 1 for text in secret if text.encode() in data})
     assert found == {}
+    told = {"metrics": day.stack.metrics(), "traces": b"".join(day.stack.traces)}
+    assert b"authz_disclosures_total" in told["metrics"]
+    assert b"resourceSpans" in told["traces"]
+    assert [one for one in secret if any(one.encode() in said for said in told.values())] == []
     for row in day.ask("SELECT * FROM audit_log"):
         text = str(row)
         assert not [one for one in secret if one in text]

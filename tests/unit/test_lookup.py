@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from logs import TestLog
 
+from authz.record import notice
 from authz.record.privacy import PrivacyKey
 from authz.report import look_up
 from authz.report.looks import look_notice
@@ -241,6 +242,18 @@ def test_unresolved_counts_answers(log):
     assert (found.unresolved, found.disclosures) == (2, 5)
     before = look_up(log.client, tokens("p0"), Window(None, 1))
     assert (before.unresolved, before.disclosures) == (0, 0)
+
+
+def test_answers_that_were_not_shown_are_unresolved(log):
+    """An answer of which no disclosure came is one more of which it is not known whose data it
+    held, until it comes late."""
+    gap = notice("gap", NOON, {"count": 3}, rule="no_disclosure", records=["d1", "d2", "d3"])
+    late = notice("gap_closed", NOON, {"count": 1}, rule="no_disclosure", records=["d1"])
+    other = notice("gap", NOON, {"count": 9}, rule="no_access", records=["d4"])
+    log.append([gap, late, other])
+    log.seal()
+    stored(log, [disclosure(2, [], reason_code="cut")])
+    assert look_up(log.client, tokens("p0")).unresolved == 3
 
 
 def test_a_look_is_no_request(log):

@@ -23,7 +23,13 @@ from authz.store.client import connect
 from tests.bench.check.parts import TICK, _cpu_ticks, _resident_kib
 from tests.live import Tuned
 
-WAYS = {"none": ("true", "true"), "observe": ("false", "true"), "hold": ("true", "false")}
+WAYS = {
+    "none": ("true", "true"),
+    "shown": ("false", "true"),
+    "observe": ("false", "true"),
+    "hold": ("true", "false"),
+}
+# "shown" is the floor: Envoy shows its answers to a processor that leaves them unread.
 _PAUSE = 0.08  # long enough for the answer before to have been read
 SIZES = {"1 KB": 500, "50 KB": 50_000, "1 MB": 1_000_000}
 
@@ -33,8 +39,11 @@ class Sized(Tuned):
 
     def __init__(self, directory: Path, way: str) -> None:
         off = dict(zip(("OBSERVE_OFF", "HOLD_OFF"), WAYS[way], strict=True))
-        routes = {"AUTHZ_DISCLOSURE__ROUTES": "[]"} if way == "none" else {}
-        super().__init__(directory / way, envoy=off, ext_authz=routes, timeout_ms=5000)
+        settings = {
+            "none": {"AUTHZ_DISCLOSURE__ROUTES": "[]"},
+            "shown": {"AUTHZ_DISCLOSURE__MAX_CONCURRENT": "0"},
+        }.get(way, {})
+        super().__init__(directory / way, envoy=off, ext_authz=settings, timeout_ms=5000)
 
     def _add_service(self) -> None:
         super()._add_service()
