@@ -178,6 +178,24 @@ class Receiver(_Section):
     )
 
 
+class Console(_Section):
+    """The web console, and the logs' own read API."""
+
+    listen: Address = Field("127.0.0.1:9393", description="host:port or unix:///path to listen on")
+    metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
+    tls_cert: Path | None = Field(None, description="our certificate chain, PEM")
+    tls_key: Path | None = Field(None, description="its key, PEM")
+    tls_client_ca: Path | None = Field(
+        None, description="authority whose certificate each client must show, PEM"
+    )
+    plaintext: bool = Field(
+        False, description="listen without TLS even where other hosts can reach it"
+    )
+    entries_token_file: Path | None = Field(
+        None, description="file with the token for log entries (records); without it, nobody's"
+    )
+
+
 class Journal(_Section):
     """Records on this machine's disk, until they are further along."""
 
@@ -261,6 +279,7 @@ class Config(BaseSettings):
     ext_authz: ExtAuthz = ExtAuthz()
     identity: IdentityConfig = IdentityConfig()
     receiver: Receiver = Receiver()
+    console: Console = Console()
     journal: Journal = Journal()
     privacy: Privacy = Privacy()
     disclosure: Disclosure = Disclosure()

@@ -11,7 +11,7 @@ looked for elsewhere: by the receiver in the database, by a verifier in `Rest`.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -164,7 +164,7 @@ class Left:
 
 def half_of(record: Record, tally: Tally) -> Half:
     """Of a record whose values are of their fields' types."""
-    get: Callable[..., Any] = record.get
+    get: Any = record.get
     return Half(
         tally,
         get("origin", ""),
@@ -177,7 +177,7 @@ def half_of(record: Record, tally: Tally) -> Half:
         get("request_id", ""),
         get("decided_by", ""),
         hash((*map(get, _SAID), *get("roles", ()), None, *get("patients", ()))),
-        _is_shown(record),
+        "discloses" in record and _is_shown(record),
     )
 
 
@@ -185,7 +185,7 @@ def _is_shown(record: Record) -> bool:
     """Whether it is an access to whose answer a disclosure belongs: the service began to answer, or
     Envoy did for it. An answer that is held and breaks off becomes an error of Envoy's, perhaps
     before authz has seen any of it; the client gets nothing of it."""
-    if not record.get("discloses") or "upstream" not in record or not record.get("status"):
+    if "upstream" not in record or not record.get("status"):
         return False
     broken = str(record.get("response_details", "")).startswith(_BROKEN)
     return not (broken and record["status"] in _ENVOYS_ERRORS)
@@ -246,8 +246,8 @@ class Reconciler:
 
     def add(self, record: Record) -> None:
         kind = record.get("kind")
-        sealed_at = record.get("sealed_at", 0)
-        self.newest = max(self.newest, sealed_at)  # type: ignore[assignment]
+        sealed_at: Any = record.get("sealed_at", 0)
+        self.newest = max(self.newest, sealed_at)
         if kind == "access":
             self._access(record)
         elif kind == "decision":
@@ -560,9 +560,10 @@ class Writers:
 
     def add(self, record: Record) -> None:
         if "writer_seq" in record:
-            time = record.get("time", 0)
-            assert isinstance(time, int)
-            self.hear(str(record["writer"]), time)
+            time: Any = record.get("time", 0)
+            writer: Any = record["writer"]
+            if time > self.newest.get(writer, 0):
+                self.newest[writer] = time
         elif record.get("event") == "writer_lost":
             self.lost.add(str(details_of(record).get("writer", "")))
 

@@ -7,6 +7,7 @@ from authz.cli import (  # noqa: F401 - each registers its commands
     block,
     demo,
     doctor,
+    export,
     keys,
     lookup,
     migrate,

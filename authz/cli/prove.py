@@ -53,6 +53,9 @@ def prove(
     ] = None,
     reason: Annotated[str, typer.Option(help="Why you look; it is recorded.")] = "",
     purpose: Annotated[str, typer.Option(help="The same as a v3-ActReason code.")] = "",
+    trust: Annotated[
+        Path | None, typer.Option(help="Write only what `verify-proof` accepts by this trust file.")
+    ] = None,
     file: ConfigFile = None,
     store: Store = None,
     receiver: Receiver = None,
@@ -69,6 +72,7 @@ def prove(
     place = _place(record_id)
     if place and kind:
         raise UsageError("--kind is for a decision id; a log and an index mean one record")
+    logs = load_trust(trust) if trust else None
     options = config.load(file, given(store=store, ext_authz__receiver=receiver))
     if options.store is None:
         raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
@@ -79,6 +83,8 @@ def prove(
             migrations.check(client)
             origin, index = place or _of_decision(client, record_id, kind or "decision")
             proof, record = _proof(client, origin, index)
+        if logs is not None:
+            check_proof(str(proof), logs)
     except QUERY_ERRORS as error:
         raise explain(error, options.store) from None
     except (_No, NoteError, ProofError) as error:

@@ -106,6 +106,18 @@ def receiver(
 
 
 @group.command()
+def console(
+    file: ConfigFile = None, listen: Listen = None, store: Store = None, metrics: Metrics = None
+) -> None:
+    """The logs over HTTP: checkpoints, hash tiles, and entries for those with the token."""
+    from authz.serve.console import serve  # noqa: PLC0415 - grpc is slow to import
+
+    logs.configure()
+    options = given(store=store, console__listen=listen, console__metrics=metrics)
+    run(serve(config.load(file, options)))
+
+
+@group.command()
 def clickhouse(
     file: ConfigFile = None,
     data_dir: DataDir = None,

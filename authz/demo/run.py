@@ -17,7 +17,7 @@ from authz.errors import UnavailableError
 from authz.store.client import QUERY_ERRORS, connect, explain
 from authz.trust import load_trust
 from authz.verify import Report, verify_store
-from authz.verify.store import State
+from authz.verify.logs import State
 
 _SETTLE_SECONDS = 30
 

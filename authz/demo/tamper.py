@@ -7,7 +7,7 @@ from clickhouse_driver import Client
 from authz.store.client import connect
 from authz.trust import TrustedLog
 from authz.verify import Report, verify_store
-from authz.verify.store import State
+from authz.verify.logs import State
 
 _COPY = "authz_tampered"
 _TABLES = ("audit_log", "checkpoints", "tiles", "policies", "sealed_originals")

@@ -4,6 +4,7 @@ from authz.ledger.merkle import (
     HASH_BYTES,
     ProofError,
     leaf_hash,
+    leaf_hashes,
     node_hash,
     tree_hash,
     verify_consistency,
@@ -17,6 +18,7 @@ from authz.ledger.note import (
     add_signatures,
     open_note,
     sign_note,
+    signers,
 )
 from authz.ledger.proofs import edge_of, prove_consistency, prove_inclusion, root_at
 from authz.ledger.tiles import Place
@@ -38,12 +40,14 @@ __all__ = [
     "add_signatures",
     "edge_of",
     "leaf_hash",
+    "leaf_hashes",
     "node_hash",
     "open_note",
     "prove_consistency",
     "prove_inclusion",
     "root_at",
     "sign_note",
+    "signers",
     "tree_hash",
     "verify_consistency",
     "verify_inclusion",

@@ -185,6 +185,18 @@ def add_signatures(note: str, others: Iterable[str], verifiers: Iterable[Verifie
     return note
 
 
+def signers(note: str) -> list[tuple[str, bytes]]:
+    """Who signed `note`, as it says itself: names and key ids. Nothing is checked."""
+    found = []
+    for line in note.rpartition("\n\n")[2].splitlines():
+        name, _, encoded = line.removeprefix(_DASH).partition(" ")
+        try:
+            found.append((name, base64.b64decode(encoded, validate=True)[:4]))
+        except (ValueError, binascii.Error):
+            continue
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A log's state: `size` leaves with the Merkle tree `root` (32 bytes)."""

@@ -1,6 +1,7 @@
-"""Certificates of our gRPC servers, read again when their files change."""
+"""Certificates of our servers; the gRPC ones read them again when their files change."""
 
 import ipaddress
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -18,9 +19,31 @@ logger = structlog.get_logger()
 def of_server(section: str, options: "Listening") -> grpc.ServerCredentials | None:
     """The credentials that `options` ask for; None for plain text. Raises `UsageError`, also for
     plain text that other hosts can reach."""
+    files = _files(section, options)
+    return ServerTls(section, *files).credentials() if files else None
+
+
+def of_http_server(section: str, options: "Listening") -> ssl.SSLContext | None:
+    """The same for a server that speaks HTTP; its files are read now, and not again."""
+    files = _files(section, options)
+    if files is None:
+        return None
+    cert, key, client_ca = files
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_ca)
+        context.load_cert_chain(cert, key)
+    except OSError as error:  # what PEM does not hold is one too
+        raise UsageError(f"{section}: tls_cert, tls_key or tls_client_ca: {error}") from None
+    if client_ca:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _files(section: str, options: "Listening") -> tuple[Path, Path, Path | None] | None:
+    """Certificate, key and the clients' authority; None for plain text, where that may be."""
     files = (options.tls_cert, options.tls_key, options.tls_client_ca)
     if options.tls_cert and options.tls_key:
-        return ServerTls(section, options.tls_cert, options.tls_key, files[2]).credentials()
+        return options.tls_cert, options.tls_key, options.tls_client_ca
     if any(files):
         raise UsageError(f"{section}.tls_cert and {section}.tls_key are needed together")
     if not options.plaintext and not _is_local(options.listen):

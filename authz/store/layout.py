@@ -33,6 +33,8 @@ class Table:
     indexes: Sequence[str] = ()
     shard: str = "cityHash64(origin)"
     """What decides a row's shard; empty where rows come to the local tables only."""
+    settings: Sequence[str] = ()
+    """Of the table when it is made: one that is there already keeps its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +121,12 @@ class Layout:
     def _kept(self, name: str, table: Table, path: str, replica: str) -> str:
         inside = [*table.columns, *table.indexes]
         if self.cluster is None:
-            return self._create(name, inside, f"{table.engine}\n{table.order}\nSETTINGS {_SYNCED}")
+            settings = ", ".join((*table.settings, _SYNCED))
+            return self._create(name, inside, f"{table.engine}\n{table.order}\nSETTINGS {settings}")
         family, _, arguments = table.engine.partition("(")
         own = f", {arguments}" if arguments else ")"
         engine = f"Replicated{family}('{path}', '{replica}'{own}"
-        settings = f"{_SYNCED}, {_FETCHED}"
+        settings = ", ".join((*table.settings, _SYNCED, _FETCHED))
         return self._create(name, inside, f"{engine}\n{table.order}\nSETTINGS {settings}")
 
     def _create(self, name: str, inside: Sequence[str], engine: str) -> str:

@@ -6,22 +6,14 @@ whether they are the log's is seen when they come by as its records.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clickhouse_driver import Client
-
 from authz.reconcile import RECONCILED, REPEATED_US, Left, Reconciler, Rest, Tally, Writers
 from authz.record import Record, details_of
-from authz.record import text as as_text
 
-_SUMMARIES = (
-    "SELECT index, details FROM audit_log WHERE origin = %(origin)s AND kind = 'notice'"
-    " AND event = 'interval_summary' AND writer_seq = 0 AND index >= %(first)s"
-    " ORDER BY index LIMIT %(limit)s"
-)
-_READ_AT_ONCE = 100
+_NEVER = 2**63
 _EXACT = (
     "decisions", "allowed", "denied", "matched", "accesses", "explained", "disclosed", "unresolved"
 )  # fmt: skip
@@ -56,7 +48,10 @@ class _Log:
         self.total = Tally()
         self.open: set[str] = set()
         self.reconciler = Reconciler()
+        self.stop = 0
+        """The index at which there is something to do."""
         self._count_next()
+        self._look_ahead()
 
     def _count_next(self) -> None:
         self.reconciler.tally = self._counting.tally if self._counting else self.total
@@ -69,6 +64,12 @@ class _Log:
             self._count_next()
         while self._ended and index >= self._ended[0].as_of:
             yield self._close(self._ended.popleft())
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        ends = [self._counting.end] if self._counting else []
+        ends += [self._ended[0].as_of] if self._ended else []
+        self.stop = min(ends, default=_NEVER)
 
     def _close(self, interval: _Interval) -> Left:
         left = self.reconciler.close(interval.tally)
@@ -108,7 +109,7 @@ class Accounts:
     def __init__(
         self, summaries: Mapping[str, Iterable[Summary]], grace_seconds: float = 60
     ) -> None:
-        """`summaries` are each log's, in order (`read_summaries`)."""
+        """`summaries` are each log's, in order."""
         self._logs = {origin: _Log(told) for origin, told in summaries.items()}
         self._rest = Rest(grace_seconds)
         self._newest = 0  # when the newest record of all was sealed
@@ -119,25 +120,26 @@ class Accounts:
         logs = self._logs.values()
         return len(self._rest) + sum(log.reconciler.unmatched_count for log in logs)
 
-    def add(self, record: Record, origin: str) -> Iterator[str]:
-        """Yields what is wrong with `record`, if it is a summary and does not fit."""
+    def add(self, record: Record, origin: str) -> Sequence[str]:
+        """What is wrong with `record`, if it is a summary and does not fit."""
         log = self._logs[origin]
-        index = record.get("index", 0)
-        assert isinstance(index, int)
-        for left in log.reach(index):
-            self._rest.add(left)
-        sealed_at = record.get("sealed_at", 0)
-        assert isinstance(sealed_at, int)
+        index: Any = record.get("index", 0)
+        if index >= log.stop:
+            for left in log.reach(index):
+                self._rest.add(left)
+        sealed_at: Any = record.get("sealed_at", 0)
         self._newest = max(self._newest, sealed_at)
         kind = record.get("kind")
         if kind in RECONCILED:
             log.reconciler.add(record)
-        if kind == "access" and log.open:
-            log.open.discard(str(record.get("decision_id", "")))
-        if kind != "access":
-            self._writers.add(record)
+        if kind == "access":
+            if log.open:
+                log.open.discard(str(record.get("decision_id", "")))
+            return ()
+        self._writers.add(record)
         if kind == "notice" and "writer_seq" not in record:
-            yield from self._notice(log, record)
+            return list(self._notice(log, record))
+        return ()
 
     def _notice(self, log: _Log, record: Record) -> Iterator[str]:
         named = record.get("records", [])
@@ -181,19 +183,6 @@ def _differences(interval: _Interval) -> Iterator[str]:
     parts = ("unanswered", "matched_late", "matched_elsewhere", "missing", "open", "unseen")
     if left != sum(told.get(part, 0) for part in parts):
         yield f"the interval's summary does not say what became of {left} decisions"
-
-
-def read_summaries(client: Client, origin: str) -> Iterator[Summary]:
-    """A log's summaries, in order; read as they are taken."""
-    first = 0
-    while True:
-        values = {"origin": origin, "first": first, "limit": _READ_AT_ONCE}
-        found = client.execute(_SUMMARIES, values)
-        for index, details in found:
-            yield index, as_text(details, 65_536)
-        if len(found) < _READ_AT_ONCE:
-            return
-        first = found[-1][0] + 1
 
 
 def _intervals(summaries: Iterable[Summary]) -> Iterator[_Interval]:

@@ -2,14 +2,15 @@
 
 import base64
 import binascii
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
-from authz.journal.chain import RECEIVERS_FIELDS, chain_hash, head_text
+from authz.journal.chain import chain_hash, head_text
 from authz.ledger import NoteError, Verifier
-from authz.record import Record, canonical
+from authz.record import Record
 
 # A head is signed over the newest durable record and then waits for the disk with the rest, so
 # records come between: at most a journal's waiting ones and the batch being written.
@@ -39,37 +40,73 @@ class _Writer:
 class Chains:
     """Follows every writer of one log. `check` yields what is wrong with a record: kind, text."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, from_beginning: bool = True) -> None:
+        """Not `from_beginning`, a writer's first record is taken as it comes, and so is what it
+        signed before and with a key that it announced before."""
         self._writers: dict[str, _Writer] = {}
+        self._from_beginning = from_beginning
         self._before: Chains | None = None
 
     def __len__(self) -> int:
         return len(self._writers)
 
-    def follow(self, before: "Chains") -> None:
-        """This log goes on from the one of `before`: its writers go on from where they were."""
+    def follow(self, before: "Chains | None") -> None:
+        """This log goes on from the one of `before`, and its writers from where they were there;
+        without one, that is not known."""
         self._before = before
+        self._from_beginning &= before is not None
 
     def _begin(self, name: str) -> _Writer:
         known = self._before and self._before._writers.get(name)  # noqa: SLF001 - another of these
         return _Writer(known.key, known.seq, known.head) if known else _Writer()
 
-    def check(self, record: Record) -> Iterator[tuple[str, str]]:
+    def check(self, record: Record, leaf: bytes) -> Sequence[tuple[str, str]]:
+        """`leaf` is the record's canonical form."""
         seq = record.get("writer_seq", 0)
         if not seq or not isinstance(seq, int):
-            return
+            return ()
         name = str(record.get("writer", ""))
         writer = self._writers.get(name)
         if writer is None:
             writer = self._writers[name] = self._begin(name)
-        told = {key: value for key, value in record.items() if key not in RECEIVERS_FIELDS}
-        if seq != writer.seq + 1:
-            yield "sequence", f"record {seq} of writer {name} follows {writer.seq}"
+            if not self._from_beginning:
+                writer.seq, writer.head = seq - 1, str(record.get("prev", ""))
+        wrong: list[tuple[str, str]] = []
+        if seq <= writer.seq:
+            text = f"record {seq} of writer {name} comes again, after {writer.seq}"
+            wrong.append(("replayed", text))
+        elif seq != writer.seq + 1:
+            wrong.append(("sequence", f"record {seq} of writer {name} follows {writer.seq}"))
         elif record.get("prev", "") != writer.head:
-            yield "chain", f"record {seq} of writer {name} does not chain to the one before"
+            text = f"record {seq} of writer {name} does not chain to the one before"
+            wrong.append(("chain", text))
         if record.get("kind") == "notice":
-            yield from self._notice(name, writer, record)
-        writer.move(seq, chain_hash(canonical(told)))
+            wrong += self._notice(name, writer, record)
+        writer.move(seq, chain_hash(_writers_form(record, leaf)))
+        return wrong
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` goes on from."""
+        return {
+            name: {
+                "key": str(writer.key) if writer.key else "",
+                "seq": writer.seq,
+                "head": writer.head,
+                "heads": [[number, head] for number, head in writer.heads.items()],
+            }
+            for name, writer in self._writers.items()
+        }
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> "Chains":
+        """Raises `KeyError`, `TypeError`, `ValueError` or `NoteError` for what `to_json` did not
+        give."""
+        chains = cls()
+        for name, one in told.items():
+            key = Verifier.parse(one["key"]) if one["key"] else None
+            heads = {int(number): str(head) for number, head in one["heads"]}
+            chains._writers[name] = _Writer(key, int(one["seq"]), str(one["head"]), heads)
+        return chains
 
     def _notice(self, name: str, writer: _Writer, record: Record) -> Iterator[tuple[str, str]]:
         event = record.get("event")
@@ -92,6 +129,8 @@ class Chains:
         except (ValueError, KeyError, TypeError, binascii.Error):
             yield "chain_head", f"a notice of writer {name} is malformed"
             return
+        if writer.key is None and not self._from_beginning:
+            return
         if writer.key is None:
             yield "writer_key", f"writer {name} signs without having announced a key"
             return
@@ -100,5 +139,20 @@ class Chains:
         except NoteError:
             yield "chain_head", f"writer {name}'s signature over its record {seq} is wrong"
             return
-        if not writer.signed(seq, head):
+        known = self._from_beginning or seq in writer.heads
+        if not writer.signed(seq, head) and known:
             yield "chain_head", f"writer {name} signed another record {seq} than the log holds"
+
+
+def _writers_form(record: Record, leaf: bytes) -> bytes:
+    """The canonical form without what the receiver added (`RECEIVERS_FIELDS`): its members are cut
+    out, from the last to the first. No other part of canonical JSON reads like a member, and the
+    last one is the writer's."""
+    sealed_at, origin = record.get("sealed_at", 0), record.get("origin", "")
+    index = record.get("index", 0)
+    left, _, rest = leaf.rpartition(b'"sealed_at":%d,' % sealed_at)  # type: ignore[str-format]
+    left, _, between = left.rpartition(b'"origin":%b,' % orjson.dumps(origin))
+    if index:
+        left, _, before = left.rpartition(b'"index":%d,' % index)  # type: ignore[str-format]
+        return b"".join((left, before, between, rest))
+    return b"".join((left, between, rest))

@@ -1,20 +1,22 @@
 """Logs that go on from others whose key or disk was lost, as their first records tell. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from authz.record import Record, details_of
 from authz.verify.report import Finding
+from authz.verify.source import Logs
 
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """The log that another goes on from, with its last stored checkpoint: its note, as it was then
-    in the database."""
+    """The log that another goes on from; its last stored checkpoint, whose note is as it was then
+    in the database; and when its last record was sealed."""
 
     origin: str
     size: int
     note: str
+    sealed_at: int
 
 
 def followed(record: Record) -> Followed | None:
@@ -24,29 +26,42 @@ def followed(record: Record) -> Followed | None:
     told = details_of(record).get("follows")
     if "writer_seq" in record or not isinstance(told, dict):
         return None
-    origin, size, note = (told.get(name) for name in ("origin", "size", "note"))
-    if not isinstance(origin, str) or type(size) is not int or not isinstance(note, str):
+    origin, note, size, sealed_at = (
+        told.get(name) for name in ("origin", "note", "size", "sealed_at")
+    )
+    if not (isinstance(origin, str) and isinstance(note, str)):
         return None
-    return Followed(origin, size, note)
+    if not (type(size) is type(sealed_at) is int):
+        return None
+    return Followed(origin, size, note, sealed_at)
 
 
 class Epochs:
-    """Fed the first record of every log; tells of logs that went on after they were given up."""
+    """Which logs follow which, as their first records say before they are verified: that tells in
+    which order to verify them. A first record that is not what was sealed is found as any other
+    is."""
 
-    def __init__(self) -> None:
-        self._followed: dict[str, tuple[Followed, str]] = {}
+    def __init__(self, source: Logs, origins: Iterable[str]) -> None:
+        self._followed: dict[str, Followed] = {}  # by the log that follows
+        for origin in origins:
+            told = [followed(record) for record in source.records(origin, 0, 1)]
+            if told and told[0] and told[0].origin != origin:
+                self._followed[origin] = told[0]
 
-    def add(self, record: Record, origin: str) -> Followed | None:
-        """The log that `origin` follows, if `record` says so."""
-        told = followed(record)
-        if told:
-            self._followed.setdefault(told.origin, (told, origin))
-        return told
+    def before(self, origin: str) -> Followed | None:
+        """The log that `origin` follows."""
+        return self._followed.get(origin)
+
+    def begins(self, origin: str) -> int:
+        """The log's clock is not before that: so what it follows comes before it."""
+        before = self.before(origin)
+        return before.sealed_at + 1 if before else 0
 
     def findings(self, sizes: Mapping[str, int]) -> Iterator[Finding]:
-        """`sizes` are those of the logs' newest checkpoints."""
-        for name, (told, by) in self._followed.items():
-            size = sizes.get(name, 0)
+        """Logs that went on after they were given up. `sizes` are those of the logs' newest
+        checkpoints."""
+        for origin, told in self._followed.items():
+            size = sizes.get(told.origin, 0)
             if size > told.size:
-                text = f"the log went on after {by} had taken its place at {told.size} records"
-                yield Finding("epoch", name, told.size, size - 1, text)
+                text = f"the log went on after {origin} had taken its place at {told.size} records"
+                yield Finding("epoch", told.origin, told.size, size - 1, text)

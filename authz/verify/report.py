@@ -52,6 +52,12 @@ class Report:
     beside it, for they are about completeness, not about tampering."""
 
     logs: list[LogReport] = field(default_factory=list)
+    partial: bool = False
+    """Only a part of the logs was checked, and the counts are what they tell of it."""
+    checked: int = 0
+    """How many records."""
+    detached: list[str] = field(default_factory=list)
+    """Months whose rows somebody has taken out of the table and kept beside it."""
     decisions: int = 0
     accesses: int = 0
     matched: int = 0

@@ -17,7 +17,7 @@ from authz.verify.report import Finding
 
 _MOST_UNLISTED = 1000
 
-Roots = Mapping[int, bytes]
+Root = Callable[[int], bytes | None]  # that is signed over so many records, if one is
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class _Seen:
 
 
 class Rosters:
-    """Fed every log's rosters. `trusted` has each trusted log's keys and its roots at the sizes of
-    its checkpoints, as read before the first roster is."""
+    """Fed every log's rosters. `trusted` has each trusted log's keys, and tells its roots at the
+    sizes of its checkpoints."""
 
-    def __init__(self, trusted: Mapping[str, tuple[Sequence[Verifier], Roots]]) -> None:
+    def __init__(self, trusted: Mapping[str, tuple[Sequence[Verifier], Root]]) -> None:
         self._trusted = trusted
         self._newest: dict[str, _Seen] = {}
         self._unknown: dict[str, _Seen] = {}  # of a size that has no checkpoint, the first
@@ -53,28 +53,28 @@ class Rosters:
                 if len(self._unlisted) < _MOST_UNLISTED:
                     self._unlisted.setdefault(name, (origin, index))
                 continue
-            keys, roots = self._trusted[name]
+            keys, root = self._trusted[name]
             try:
                 checkpoint = Checkpoint.parse(open_note(note, keys)[0])
             except NoteError:
                 continue  # anybody can slip a row into the table; the log itself did not sign it
             if checkpoint.origin == name:
-                self._add(_Seen(checkpoint, origin, index), roots)
+                self._add(_Seen(checkpoint, origin, index), root)
 
-    def _add(self, seen: _Seen, roots: Roots) -> None:
+    def _add(self, seen: _Seen, signed: Root) -> None:
         name, size = seen.checkpoint.origin, seen.checkpoint.size
         newest = self._newest.get(name)
         if newest is None or size > newest.checkpoint.size:
             self._newest[name] = seen
-        root = roots.get(size)
+        root = signed(size)
         if root is None:
             self._unknown.setdefault(name, seen)
         elif root != seen.checkpoint.root:
             self._forked.setdefault(name, seen)
 
-    def findings(self, now: Callable[[str], Roots]) -> Iterator[Finding]:
-        """What is wrong, under the log that it is wrong with. `now` reads a trusted log's roots
-        again: since the first reading a log at work has gone on."""
+    def findings(self, now: Callable[[str], Checkpoint | None]) -> Iterator[Finding]:
+        """What is wrong, under the log that it is wrong with. `now` gives a trusted log's newest
+        checkpoint: a log at work has gone on."""
         for name, (witness, index) in self._unlisted.items():
             said = f"log {text(witness, 1024)!r} names it ({index}); the trust file does not"
             yield Finding("unlisted_log", name, -1, -1, said)
@@ -82,17 +82,17 @@ class Rosters:
             if name in self._unknown or name in self._forked:
                 yield from self._judge(name, seen, now(name))
 
-    def _judge(self, name: str, newest: _Seen, roots: Roots) -> Iterator[Finding]:
-        if not roots:
+    def _judge(self, name: str, newest: _Seen, now: Checkpoint | None) -> Iterator[Finding]:
+        if now is None:
             yield Finding("missing_log", name, -1, -1, f"the log is gone; {newest}")
             return
-        size = max(roots)
+        size = now.size
         if newest.checkpoint.size > size:
             last = newest.checkpoint.size - 1
             yield Finding("rollback", name, size, last, f"{size} records are there; {newest}")
         forked, unknown = self._forked.get(name), self._unknown.get(name)
         if unknown and unknown.checkpoint.size <= size:
-            root = roots.get(unknown.checkpoint.size)
+            root = self._trusted[name][1](unknown.checkpoint.size)
             if root is None:
                 said = f"the checkpoint that it then had is gone; {unknown}"
                 yield Finding("missing_checkpoint", name, -1, -1, said)

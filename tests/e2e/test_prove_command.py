@@ -11,7 +11,7 @@ from programs import AUTHZ, free_port, run, until, world
 
 from authz import config
 from authz.demo.stack import Part
-from authz.ledger import TlogProof
+from authz.ledger import Signer, TlogProof, sign_note
 from authz.serve import tls
 from authz.serve.tell import tell
 from authz.store.client import connect
@@ -75,11 +75,12 @@ def verified(site, file, code=0):
     return json.loads(authz(site, "verify-proof", file, "--trust", trust, "--json", code=code))
 
 
-def looks(store):
+def looks(store, reason):
     with connect(store) as client:
         return client.execute(
-            "SELECT subject, reason, purpose, patients, details FROM notices"
-            " WHERE event = 'look' ORDER BY index"
+            "SELECT subject, purpose, patients, details FROM notices"
+            " WHERE event = 'look' AND reason = %(reason)s",
+            {"reason": reason},
         )
 
 
@@ -98,9 +99,9 @@ def test_a_proof_that_stands_alone(site, tmp_path):
     assert proven["record"]["decision_id"] == "d-3"
     assert proven["record"]["patients"] == TOKENS
     assert (proven["index"], proven["size"]) == (told["index"], told["size"])
-    assert until(lambda: looks(site[1]), 20)
-    subject, reason, purpose, patients, details = looks(site[1])[0]
-    assert (subject, reason, purpose) == (ME, "the court asks", "HLEGAL")
+    [look] = until(lambda: looks(site[1], "the court asks"), 20)
+    subject, purpose, patients, details = look
+    assert (subject, purpose) == (ME, "HLEGAL")
     assert patients == TOKENS
     assert json.loads(details)["record"] == f"{ORIGIN}@{told['index']}"
 
@@ -179,6 +180,23 @@ def test_a_changed_row_gives_no_proof(site, tmp_path):
         client.execute("ALTER TABLE audit_log DELETE WHERE index = 101")
     assert "cannot be proven" in authz(site, "prove", f"{ORIGIN}@100", "-o", file, code=1)
     assert "no record" in authz(site, "prove", f"{ORIGIN}@101", "-o", file, code=1)
+    assert not file.exists()
+
+
+def test_a_checkpoint_that_nobody_signed(site, tmp_path):
+    """Somebody put a checkpoint of theirs into the table: with the trust file, no proof is made
+    that others would refuse."""
+    file, trust = tmp_path / "proof", site[0] / "receiver" / "trust.yaml"
+    authz(site, "prove", f"{ORIGIN}@7", "-o", file, "--trust", trust)
+    forged = TlogProof.parse(file.read_text()).claimed
+    note = sign_note(forged.text(), Signer(ORIGIN, bytes(32))) + "\N{EM DASH} x AAAAAAAA\n"
+    with connect(site[1], mutations_sync=1) as client:
+        row = [(ORIGIN, forged.size, note)]
+        client.execute("INSERT INTO checkpoints (origin, size, note) VALUES", row)
+        file.unlink()
+        said = authz(site, "prove", f"{ORIGIN}@7", "-o", file, "--trust", trust, code=1)
+        client.execute("ALTER TABLE checkpoints DELETE WHERE note = %(note)s", {"note": note})
+    assert "no signature by a trusted key" in said.replace("\n", " ")
     assert not file.exists()
 
 

@@ -15,7 +15,8 @@ from authz.store import checkpoints
 from authz.store.accounts import Accounted
 from authz.store.client import connect
 from authz.trust import TrustedLog
-from authz.verify import store as verify
+from authz.verify import log as verify_log
+from authz.verify import logs as verify
 from authz.verify import verify_store
 from authz.verify.accounts import Accounts as Verified
 from authz.verify.roster import Rosters
@@ -104,7 +105,7 @@ class Two:
 @pytest.fixture
 def two(database, tmp_path, monkeypatch):
     """Both are filled, each has a roster, and all is well."""
-    monkeypatch.setattr(verify, "_UNSEALED_SECONDS", 0.1)
+    monkeypatch.setattr(verify_log, "UNSEALED_SECONDS", 0.1)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     a = TestLog(tmp_path / "a", database)
@@ -178,21 +179,28 @@ def test_slipped_in(two):
 def test_a_log_at_work():
     """A log that has gone on since its checkpoints were read is not set back, nor forked."""
     roots = {3: bytes(32)}
-    rosters = Rosters({A: (TRUST[0].keys, roots)})
+    rosters = Rosters({A: (TRUST[0].keys, roots.get)})
     root = b"\1" * 32
     [record] = Roster.of([(A, 5, signed(SIGNER, 5, root))]).records(1)
     rosters.add(record, B)
-    assert list(rosters.findings(lambda _: {**roots, 5: root})) == []
-    assert [f.kind for f in rosters.findings(lambda _: {**roots, 5: bytes(32)})] == ["fork"]
-    assert [f.kind for f in rosters.findings(lambda _: roots)] == ["rollback"]
+
+    def found():
+        newest = Checkpoint(A, max(roots), roots[max(roots)])
+        return [finding.kind for finding in rosters.findings(lambda _: newest)]
+
+    assert found() == ["rollback"]
+    roots[5] = root
+    assert found() == []
+    roots[5] = bytes(32)
+    assert found() == ["fork"]
 
 
 @pytest.mark.parametrize("details", ["", "[]", '{"logs": 1}', '{"logs": [1]}', '{"logs": [{}]}'])
 def test_malformed(details):
     """What is no roster tells nothing."""
-    rosters = Rosters({A: (TRUST[0].keys, {})})
+    rosters = Rosters({A: (TRUST[0].keys, lambda _: None)})
     rosters.add({"kind": "notice", "event": "roster", "details": details}, B)
-    assert list(rosters.findings(lambda _: {})) == []
+    assert list(rosters.findings(lambda _: None)) == []
 
 
 class Watched(Verified):
@@ -201,8 +209,9 @@ class Watched(Verified):
     most = 0
 
     def add(self, record, origin):
-        yield from super().add(record, origin)
+        wrong = super().add(record, origin)
         Watched.most = max(Watched.most, len(self))
+        return wrong
 
 
 def test_decisions_in_one_accesses_in_the_other(two, monkeypatch):

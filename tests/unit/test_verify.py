@@ -3,6 +3,7 @@
 import base64
 import copy
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import orjson
 import pytest
@@ -16,8 +17,9 @@ from authz.ledger import Checkpoint, Signer, sign_note, tree_hash
 from authz.record import FIELDS, attachment_hash, canonical, form
 from authz.store import rows
 from authz.store.client import connect
+from authz.store.logs import StoredLogs
 from authz.trust import TrustedLog
-from authz.verify import store as verify
+from authz.verify import log as verify
 from authz.verify import verify_store
 
 BATCHES = (1, 255, 44, 300, 100)
@@ -107,7 +109,7 @@ def base(clickhouse, tmp_path_factory):
 @pytest.fixture
 def client(base, monkeypatch):
     """The copy, as it was."""
-    monkeypatch.setattr(verify, "_UNSEALED_SECONDS", 0.1)
+    monkeypatch.setattr(verify, "UNSEALED_SECONDS", 0.1)
     with connect(base, mutations_sync=1) as client:
         reset(client)
         yield client
@@ -172,7 +174,7 @@ def test_untouched(client):
     [log] = report.logs
     assert (log.checkpoints, log.writers, log.doubles) == (len(BATCHES), 1, 0)
     assert log.root == base64.b64encode(root_at(client, SIZE)).decode()
-    assert state == {ORIGIN: {"size": SIZE, "root": log.root}}
+    assert (state[ORIGIN]["size"], state[ORIGIN]["root"]) == (SIZE, log.root)
     assert report.matched > 200
     assert not set(report.gaps) - {"no_decision"}
     assert found(client, state) == []
@@ -360,7 +362,7 @@ def test_checkpoint_by_another_key(client):
     """A signature under the right name by a key that is not trusted is none."""
     client.execute("ALTER TABLE checkpoints DELETE WHERE size = 300")
     checkpoint(client, 300, root_at(client, 300), Signer(ORIGIN, bytes(32)))
-    assert found(client) == [("signature", -1, -1)]
+    assert found(client) == [("other_key", -1, -1)]
 
 
 def test_checkpoint_of_another_size(client):
@@ -466,11 +468,14 @@ def test_unsealed_rows(client, index):
 def test_rows_sealed_meanwhile(client):
     """Rows that are covered while verification runs are a receiver at work."""
     put(client, [{"origin": ORIGIN, "index": SIZE, "kind": "decision"}])
-    checks = verify._LogCheck(client, TRUST[0], None, verify._CHUNK)
-    checks.begin()
+    check = verify.LogCheck(StoredLogs(client), TRUST[0], 256, verify.Astray())
+    assert check.begin() == SIZE
+    with ThreadPoolExecutor(1) as ahead:
+        for part in check.parts(ahead):
+            assert list(check.records(part))
     checkpoint(client, SIZE + 1, bytes(32))
-    checks._unsealed()
-    assert checks.report.findings == []
+    check.finish()
+    assert check.report.findings == []
 
 
 @pytest.mark.parametrize("origin", ["elsewhere", "", "'; --", "\N{SNOWMAN}"])
@@ -501,7 +506,7 @@ def test_two_logs(client):
 @pytest.fixture
 def sealed(database, tmp_path, monkeypatch):
     """Builds a log of records that `spoil` changed before sealing; returns its findings."""
-    monkeypatch.setattr(verify, "_UNSEALED_SECONDS", 0.1)
+    monkeypatch.setattr(verify, "UNSEALED_SECONDS", 0.1)
 
     def build(spoil):
         log = TestLog(tmp_path, database)

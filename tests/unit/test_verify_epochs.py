@@ -10,12 +10,16 @@ from logs import SIGNER, TestLog
 from authz.ledger import Checkpoint, tree_hash
 from authz.receiver.sequence import Log
 from authz.receiver.state import Place, State, state_after
-from authz.record import notice
+from authz.record import canonical, notice
 from authz.store.epochs import Ended
 from authz.verify.chains import Chains
 from authz.verify.epochs import Epochs, Followed, followed
 
 TOLD = {"origin": "prod/a", "size": 7, "root": "", "sealed_at": 1, "note": "n"}
+
+
+def leaf(record):
+    return canonical(record)
 
 
 def started(follows=TOLD):
@@ -24,7 +28,7 @@ def started(follows=TOLD):
 
 def test_who_is_followed():
     """A log's beginning names the log that it follows, and that log's last checkpoint."""
-    assert followed(started()) == Followed("prod/a", 7, "n")
+    assert followed(started()) == Followed("prod/a", 7, "n", 1)
     assert followed(notice("log_started", 1, {"origin": "prod/b"})) is None
     assert followed(notice("receiver_started", 1, {"follows": TOLD})) is None
 
@@ -34,6 +38,7 @@ def test_who_is_followed():
     [
         started() | {"writer_seq": 1}, started() | {"kind": "access"}, started(None),
         started("prod/a"), started(TOLD | {"size": "7"}), started(TOLD | {"origin": 1}),
+        started(TOLD | {"sealed_at": True}),
         started({"origin": "prod/a"}), started() | {"details": "{"},
     ],
 )  # fmt: skip
@@ -46,9 +51,14 @@ def test_what_says_nothing(record):
 def test_a_log_that_was_given_up(size):
     """If it goes on after another has taken its place, that is found; that it has less is for
     others to tell."""
-    epochs = Epochs()
-    epochs.add(started(), "prod/b")
-    epochs.add({"kind": "access"}, "prod/b")
+
+    class Source:
+        def records(self, origin, first, end):
+            return [started()] if origin == "prod/b" else [{"kind": "access"}]
+
+    epochs = Epochs(Source(), ["prod/a", "prod/b"])
+    assert epochs.begins("prod/b") == 2, "after the last record of the other"
+    assert (epochs.begins("prod/a"), epochs.before("prod/a")) == (0, None)
     found = list(epochs.findings({"prod/a": size, "prod/b": 100}))
     assert [(f.kind, f.origin, f.first, f.last) for f in found] == (
         [("epoch", "prod/a", 7, size - 1)] if size > 7 else []
@@ -70,14 +80,17 @@ def test_a_writer_goes_on(tmp_path):
     def found(*places):
         before, after = Chains(), Chains()
         after.follow(before)
-        wrong = [list(before.check(sent[place])) for place in range(3)]
-        return [kind for one in [*wrong, *(after.check(sent[p]) for p in places)]
-                for kind, _ in one]  # fmt: skip
+        wrong = [before.check(sent[place], leaf(sent[place])) for place in range(3)]
+        wrong += [after.check(sent[place], leaf(sent[place])) for place in places]
+        return [kind for one in wrong for kind, _ in one]
 
     assert found(3, 4, 5) == []
     assert found(4, 5) == ["sequence"]
-    assert found(2, 3) == ["sequence"], "it was in the other log already"
-    assert [kind for kind, _ in Chains().check(sent[3])] == ["sequence"]
+    assert found(2, 3) == ["replayed"], "it was in the other log already"
+    alone, unknown = Chains(), Chains()
+    unknown.follow(None)
+    assert [kind for kind, _ in alone.check(sent[3], leaf(sent[3]))] == ["sequence"]
+    assert list(unknown.check(sent[3], leaf(sent[3]))) == []
 
 
 def test_what_it_takes_over(tmp_path):

@@ -1,0 +1,79 @@
+"""The composition root of ``authz serve console``."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+
+import structlog
+import uvicorn
+
+from authz.config import Config
+from authz.console.app import create_app
+from authz.console.log import LogApi, load_token
+from authz.console.store import Pool
+from authz.errors import UsageError
+from authz.serve import grpc_server, tls
+from authz.store.client import connect, name_of
+
+_DRAIN_SECONDS = 20
+
+logger = structlog.get_logger()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: as uvicorn handles them, a clean stop would end like a kill."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(config: Config) -> None:
+    """Run until SIGTERM; what is being answered then is answered. Raises `UsageError`."""
+    store, options = config.store, config.console
+    if store is None:
+        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    connect(store)  # nothing is sent: it says what is wrong with the URL
+    if options.entries_token_file:
+        load_token(options.entries_token_file)  # says at once what is wrong with it
+    context = tls.of_http_server("console", options)
+    pool = Pool(store)
+    app = create_app(pool, LogApi(pool, options.entries_token_file))
+    # What it logs of a request we log ourselves, as JSON and without what the request says.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    server = _Server(
+        uvicorn.Config(
+            app, http="h11", ws="none", lifespan="off", loop="none", log_config=None,
+            access_log=False, proxy_headers=False, server_header=False,
+            timeout_graceful_shutdown=_DRAIN_SECONDS,
+            ssl_context_factory=(lambda *_: context) if context else None,
+        )
+    )  # fmt: skip
+    listening = _listen(options.listen)
+    grpc_server.serve_metrics(options.metrics)
+    logger.info("console is up", listen=options.listen, store=name_of(store))
+    async with grpc_server.until_stopped() as stopped:
+        serving = asyncio.ensure_future(server.serve([listening]))
+        stop = asyncio.ensure_future(stopped.wait())
+        await asyncio.wait([serving, stop], return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        server.should_exit = True
+        await serving
+    logger.info("console stopped")
+
+
+def _listen(listen: str) -> socket.socket:
+    """A socket bound to ``host:port`` or ``unix:///path``. Raises `UsageError`."""
+    grpc_server.clear_socket(listen)
+    try:
+        if listen.startswith("unix://"):
+            bound = socket.socket(socket.AF_UNIX)
+            bound.bind(listen.removeprefix("unix://"))
+            return bound
+        host, _, port = listen.rpartition(":")
+        [found, *_] = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        return socket.create_server(found[4][:2], family=found[0])
+    except OSError as error:
+        raise UsageError(f"--listen {listen}: {error.strerror or error}; choose another") from None

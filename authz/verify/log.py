@@ -1,0 +1,432 @@
+"""One log on its way through the steps of `authz.verify.logs`."""
+
+import base64
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from authz.ledger import (
+    TILE_WIDTH,
+    Checkpoint,
+    NoteError,
+    Tile,
+    Tree,
+    leaf_hash,
+    leaf_hashes,
+    open_note,
+    signers,
+)
+from authz.record import Record, canonical
+from authz.store.logs import Part
+from authz.trust import TrustedLog
+from authz.verify.attachments import Attachments
+from authz.verify.chains import Chains
+from authz.verify.report import Finding, LogReport
+from authz.verify.source import Logs
+
+UNSEALED_SECONDS = 10
+_NO_LEAF = bytes(32)  # stands for a row that no record could have left
+_MOST_ASTRAY = 200
+
+
+@dataclass(slots=True)
+class Start:
+    """Where a log's check begins: at its beginning, or at a place that is known."""
+
+    first: int = 0
+    tree: Tree = field(default_factory=Tree)
+    sealed_at: int = 0
+    chains: Chains = field(default_factory=Chains)
+
+
+@dataclass(slots=True)
+class Astray:
+    """Rows that are not what was sealed at their place, and places (by the hash of what was sealed
+    there) whose rows are not there; of each the first."""
+
+    rows: list[tuple[str, Record]] = field(default_factory=list)
+    places: dict[bytes, tuple[str, int]] = field(default_factory=dict)
+
+    def row(self, origin: str, record: Record) -> None:
+        if len(self.rows) < _MOST_ASTRAY:
+            self.rows.append((origin, record))
+
+    def place(self, sealed: bytes, origin: str, index: int) -> None:
+        if len(self.places) < _MOST_ASTRAY:
+            self.places[sealed] = (origin, index)
+
+    def findings(self) -> Iterator[Finding]:
+        """Which of the rows belong to which of the places."""
+        for origin, record in self.rows:
+            for sealed, (name, index) in self.places.items():
+                try:
+                    leaf = canonical({**record, "origin": name, "index": index})
+                except (TypeError, ValueError):
+                    break
+                if leaf_hash(leaf) == sealed:
+                    kind = "reordered" if origin == name else "moved"
+                    text = f"what was sealed here is in the table as {_place(origin, record)}"
+                    yield Finding(kind, name, index, index, text)
+
+
+def _place(origin: str, record: Record) -> str:
+    return f"record {record.get('index', 0)} of log {origin!r}"
+
+
+class LogCheck:
+    """`begin`, then all `parts`, the `records` of each taken to the end, then `finish`."""
+
+    def __init__(
+        self, source: Logs, log: TrustedLog, chunk: int, astray: Astray, *,
+        accepted: dict[str, Any] | None = None, may_lack: int = 0,
+    ) -> None:  # fmt: skip
+        """`chunk` is a multiple of 256. Records below `may_lack` have expired."""
+        self.origin = log.origin
+        self.log = log
+        self.report = LogReport(log.origin)
+        self.sealed_at = 0
+        self.chains = Chains()
+        self.tree = Tree()  # as the tiles have it
+        self._source = source
+        self._chunk = chunk
+        self._astray = astray
+        self._accepted = accepted
+        self._may_lack = may_lack
+        self._attachments = Attachments()
+        self._roots: dict[int, bytes] = {}  # to be met, by size
+        self._told: Tree | None = None  # as the rows have it, from the first record that differs
+        self._differing: list[int] = []  # where rows and tiles do, no root judged it
+        self._intact_up_to = 0
+        self._first, self._end = 0, 0
+
+    def begin(self, start: Start | None = None) -> int:
+        """The newest checkpoint, which may not be older than what was accepted. Returns how many
+        records there are to check."""
+        newest = self._newest()
+        if newest:
+            self._roots[newest.size] = newest.root
+            self.report.size = newest.size
+            self.report.root = base64.b64encode(newest.root).decode()
+        if self._accepted:
+            self._expect(self._accepted)
+        if start:
+            self._first = self._intact_up_to = start.first
+            self.tree, self.chains = start.tree, start.chains
+            self.sealed_at = start.sealed_at
+        self._end = self.report.size
+        return max(self._end - self._first, 0)
+
+    def until(self, end: int) -> int:
+        """Check only up to index `end`; returns how many records that are."""
+        self._end = min(end, self._end)
+        return max(self._end - self._first, 0)
+
+    def parts(self, ahead: Executor) -> Iterator[Part]:
+        """Each is read while the one before is checked."""
+        following: Future[Part] | None = None
+        for first in range(self._first, self._end, self._chunk):
+            part = following.result() if following else self._part(first)
+            after = first + self._chunk
+            following = ahead.submit(self._part, after) if after < self._end else None
+            yield part
+
+    def _part(self, first: int) -> Part:
+        return self._source.part(self.origin, first, min(first + self._chunk, self._end))
+
+    def records(self, part: Part) -> Iterator[Record]:
+        """The records of a part that can be some, as they are found right or wrong."""
+        for size, note in part.checkpoints:
+            if checkpoint := self._checkpoint(size, note):
+                self._met(checkpoint)
+        hashes = leaf_hashes(part.leaves)
+        told: Sequence[bytes | None]
+        if hashes == part.hashes and part.indexes[0] == part.first:
+            told = hashes
+            yield from self._as_sealed(part)
+        else:
+            told = [None] * (part.end - part.first)
+            yield from self._one_by_one(part, told)
+            self._lacking(part, told)
+        self._advance(part.first, part.end, told, part.hashes)
+        for index, text in self._attachments.sealed(part.sealed):
+            self._find("sealed_original", index, index, text)
+
+    def finish(self) -> None:
+        """Steps 6 to 8: after the records."""
+        if self._end < self.report.size:
+            self._reach_checkpoint()
+        elif self.tree.size == self.report.size:
+            self._upper_tiles(self.tree.partial_tiles())
+            self._unsealed()
+        for index, text in self._attachments.policies(self._source):
+            self._find("policy_text", index, index, text)
+        self.report.writers = len(self.chains)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was found right, for a later check to go on from (`authz.verify.partial.after`)."""
+        edge = [[base64.b64encode(one).decode() for one in level] for level in self.tree.edge]
+        return {
+            "size": self.report.size, "root": self.report.root, "edge": edge,
+            "sealed_at": self.sealed_at, "writers": self.chains.to_json(),
+        }  # fmt: skip
+
+    def root(self, size: int) -> bytes | None:
+        """The root that is signed over `size` records; None if there is none."""
+        if size in self._roots:
+            return self._roots[size]
+        for note in self._source.checkpoints(self.origin, size):
+            try:
+                return self._opened(size, note).root
+            except NoteError:
+                continue
+        return None
+
+    def newest_now(self) -> Checkpoint | None:
+        """The newest checkpoint: a log at work goes on."""
+        for size, note in self._source.newest(self.origin):
+            try:
+                return self._opened(size, note)
+            except NoteError:
+                continue
+        return None
+
+    # Step 1: checkpoints.
+
+    def _newest(self) -> Checkpoint | None:
+        """A log whose first rows are only just there gets its first soon."""
+        until = time.monotonic() + UNSEALED_SECONDS
+        while True:
+            said = False
+            for size, note in self._source.newest(self.origin):
+                said = True
+                if checkpoint := self._checkpoint(size, note):
+                    return checkpoint
+            there = self._source.beyond(self.origin, 0)[2]
+            if said or not there or time.monotonic() > until:
+                self.report.checkpoints = 0
+                kind, text = "no_checkpoint", "the log has no checkpoint"
+                if not said and not there:
+                    text += ", and no record: all of it is gone"
+                self._find(kind, -1, -1, text)
+                return None
+            time.sleep(0.2)
+
+    def _checkpoint(self, size: int, note: str) -> Checkpoint | None:
+        try:
+            return self._opened(size, note)
+        except NoteError as error:
+            others = [name for name, _ in signers(note) if name == self.origin]
+            kind = "other_key" if others and "no signature by" in str(error) else "signature"
+            finding = Finding(kind, self.origin, -1, -1, f"the checkpoint of size {size}{error}")
+            if finding not in self.report.findings:
+                self.report.add(finding)
+            return None
+
+    def _opened(self, size: int, note: str) -> Checkpoint:
+        """The checkpoint in a row. Raises `NoteError`, worded to go on from "size N"."""
+        try:
+            checkpoint = Checkpoint.parse(open_note(note, self.log.keys)[0])
+        except NoteError as error:
+            raise NoteError(f": {error}") from None
+        if (checkpoint.origin, checkpoint.size) != (self.origin, size):
+            raise NoteError(" is another's")
+        return checkpoint
+
+    def _met(self, checkpoint: Checkpoint) -> None:
+        self.report.checkpoints += 1
+        if self._roots.setdefault(checkpoint.size, checkpoint.root) != checkpoint.root:
+            text = f"two different roots were signed for size {checkpoint.size}"
+            self._find("fork", -1, -1, text)
+
+    def _expect(self, accepted: dict[str, Any]) -> None:
+        """What was accepted before must still be there, at its place."""
+        size, root = accepted["size"], base64.b64decode(accepted["root"])
+        if size > self.report.size:
+            text = f"{size} records were accepted before; the newest checkpoint has"
+            self._find("rollback", self.report.size, size - 1, f"{text} {self.report.size}")
+            return
+        signed = self.root(size)
+        if signed is not None and signed != root:
+            self._find("fork", -1, -1, f"size {size} was accepted before with another root")
+        else:
+            self._roots[size] = root
+
+    # Steps 2, 3 and 5: records.
+
+    def _as_sealed(self, part: Part) -> Iterator[Record]:
+        """Records whose leaves are those that the tiles have."""
+        before = self.sealed_at
+        check, attach, loads = self.chains.check, self._attachments.add, orjson.loads
+        known = ""  # the revision of the record before
+        for index, leaf in zip(part.indexes, part.leaves, strict=True):
+            record: Record = loads(leaf)
+            sealed_at: Any = record.get("sealed_at", 0)
+            if sealed_at < before:
+                self._find("order", index, index, "was sealed before the record in front of it")
+            else:
+                before = sealed_at
+            if "writer_seq" in record:
+                for kind, text in check(record, leaf):
+                    self._find(kind, index, index, text)
+            revision: Any = record.get("policy_revision", known)
+            if revision != known or "sealed" in record:
+                attach(record, index)
+                known = revision
+            yield record
+        self.sealed_at = before
+
+    def _one_by_one(self, part: Part, told: list[bytes | None]) -> Iterator[Record]:
+        """Records of a part that is not as it was sealed, or that the database writes in another
+        way than we do. Fills in the leaf hashes that the rows tell."""
+        for record in self._source.records(self.origin, part.first, part.end):
+            index = record.get("index", 0)
+            assert isinstance(index, int)
+            place = index - part.first
+            try:
+                leaf = canonical(record)
+                value = leaf_hash(leaf)
+            except (TypeError, ValueError):
+                leaf, value = b"", _NO_LEAF
+            right = value == part.hashes[place]
+            if not right:
+                self._astray.row(self.origin, record)
+            if (before := told[place]) is not None:
+                self.report.doubles += 1
+                if before != value:
+                    text = "two different records claim this place"
+                    self._find("conflict", index, index, text)
+                continue
+            told[place] = value
+            sealed_at: Any = record.get("sealed_at", 0)
+            if sealed_at < self.sealed_at:
+                self._find("order", index, index, "was sealed before the record in front of it")
+            self.sealed_at = max(self.sealed_at, sealed_at)
+            if not leaf:
+                continue
+            for kind, text in self.chains.check(record, leaf):
+                self._find(kind, index, index, text)
+            self._attachments.add(record, index)
+            yield record
+
+    def _lacking(self, part: Part, told: Sequence[bytes | None]) -> None:
+        for begin, last in runs([part.first + n for n, row in enumerate(told) if row is None]):
+            begin = max(begin, self._may_lack)  # noqa: PLW2901
+            if begin > last:
+                continue
+            kind = "truncated" if last == self.report.size - 1 else "missing"
+            self._find(kind, begin, last, "not in the table, though the log was signed over it")
+        for begin, last in runs([part.first + n for n, t in enumerate(part.hashes) if t is None]):
+            self._find("tiles", begin, last, "the log's tiles lack these leaves")
+        for place, (row, tile) in enumerate(zip(told, part.hashes, strict=True)):
+            index = part.first + place
+            if row != tile and tile is not None and index >= self._may_lack:
+                self._astray.place(tile, self.origin, index)
+            if row is not None and tile is not None and row != tile:
+                self._differing.append(index)
+
+    # Step 4: the tree.
+
+    def _advance(
+        self, first: int, end: int, told: Sequence[bytes | None], tiles: Sequence[bytes | None]
+    ) -> None:
+        """On over the leaves `first` to `end`, to each checkpoint in them, and its root."""
+        sealed = [tile or row or _NO_LEAF for tile, row in zip(tiles, told, strict=True)]
+        claimed = [row or tile or _NO_LEAF for tile, row in zip(tiles, told, strict=True)]
+        place = first
+        for stop in sorted({size for size in self._roots if first < size < end} | {end}):
+            some = slice(place - first, stop - first)
+            if self._told is None and sealed[some] != claimed[some]:
+                self._told = self.tree.copy()
+            done = self.tree.append(sealed[some])
+            if self._told:
+                self._told.append(claimed[some])
+            self._upper_tiles(done)
+            if stop in self._roots:
+                self._check_root(stop, self._roots[stop])
+                if stop != self.report.size:
+                    del self._roots[stop]
+            place = stop
+
+    def _check_root(self, size: int, signed: bytes) -> None:
+        by_tiles = self.tree.root() == signed
+        differing = [index for index in self._differing if index < size]
+        self._differing = self._differing[len(differing) :]
+        by_rows = self._told.root() == signed if self._told else by_tiles
+        if by_rows and not by_tiles:
+            text = "the tiles differ from what was signed; the records do not"
+            span = differing or [self._intact_up_to, size - 1]
+            self._find("tiles", span[0], span[-1], text)
+            self.tree = self._told or self.tree
+        else:
+            for index in differing:
+                self._find("changed", index, index, "not what was sealed here")
+        if not by_rows and not by_tiles:
+            text = "records and tiles differ from what was signed: the root is another"
+            self._find("root", self._intact_up_to, size - 1, text)
+        else:
+            self._intact_up_to = size
+            self._told = None
+
+    def _reach_checkpoint(self) -> None:
+        """Of a log that is not checked to its end: on by the tiles to the next checkpoint, whose
+        root tells of all before it."""
+        ahead = [size for size, _ in self._source.newest(self.origin, self._end - 1)]
+        for size in sorted(ahead):
+            if (root := self.root(size)) is None:
+                continue
+            hashes = self._source.leaf_hashes(self.origin, self._end, size)
+            self._roots[size] = root
+            self._advance(self._end, size, [None] * len(hashes), hashes)
+            return
+
+    # Step 6: the tiles above the leaves.
+
+    def _upper_tiles(self, recomputed: Sequence[Tile]) -> None:
+        for tile in recomputed:
+            if not tile.level or self.report.findings:
+                continue  # leaves are held against rows; what is in doubt already tells nothing
+            stored = self._source.tiles(self.origin, tile.level, tile.index, tile.index + 1)
+            wide = [data for _, data in stored if data.startswith(tile.data)]
+            if wide and all(tile.data.startswith(data) for _, data in stored if data not in wide):
+                continue  # wider when a receiver at work is ahead of the checkpoint
+            width = TILE_WIDTH ** (tile.level + 1)
+            last = min((tile.index + 1) * width, self.report.size) - 1
+            text = f"tile {tile.index} of level {tile.level} is another, or gone"
+            self._find("tiles", tile.index * width, last, text)
+
+    # Step 7: rows that no checkpoint covers.
+
+    def _unsealed(self) -> None:
+        """A receiver at work seals within seconds; what stays uncovered is not its own."""
+        until = time.monotonic() + UNSEALED_SECONDS
+        while True:
+            first, last, count = self._source.beyond(self.origin, self.report.size)
+            if not count:
+                return
+            now = self.newest_now()
+            if now and now.size > last:
+                return
+            if time.monotonic() > until:
+                first = max(first, self.report.size)
+                self._find("unsealed", first, last, "rows that no checkpoint covers")
+                end = min(last + 1, first + _MOST_ASTRAY)
+                for record in self._source.records(self.origin, first, end):
+                    self._astray.row(self.origin, record)
+                return
+            time.sleep(0.5)
+
+    def _find(self, kind: str, first: int, last: int, text: str) -> None:
+        self.report.add(Finding(kind, self.origin, first, last, text))
+
+
+def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Consecutive numbers as (first, last)."""
+    begin = 0
+    for place in range(1, len(numbers) + 1):
+        if place == len(numbers) or numbers[place] != numbers[place - 1] + 1:
+            yield numbers[begin], numbers[place - 1]
+            begin = place

@@ -1,0 +1,1 @@
+"""How fast a log is verified: ``python -m tests.bench.verify``."""
