@@ -228,12 +228,12 @@ def judge(life, moment, receiver, witness, anchor):
     seen = Witnessed(trusted, read_anchors(trusted))
     with connect(receiver.store) as client:
         rows = client.execute("SELECT size, note FROM checkpoints ORDER BY size")
-        for size, note in rows:
-            seen.add(size, note)
-        known = {size for size, _ in rows}
-        assert seen.sizes(known, max(known)) == []
+        for _, note in rows:
+            seen.add(Checkpoint.parse(note), note)
+        newest = max(size for size, _ in rows)
+        assert seen.sizes(newest) == []
         tiles = Tiles(client, ORIGIN)
-        found = list(seen.findings(max(known), lambda size: root_at(size, tiles), known))
+        found = list(seen.findings(newest, lambda size: root_at(size, tiles)))
     life.verdicts[moment] = (seen.anchored, seen.witnessed, [f.kind for f in found])
 
 

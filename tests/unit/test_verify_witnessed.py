@@ -67,18 +67,21 @@ class Case:
         put(self.directory, LOG.name, size, text)
         return text
 
-    def judge(self, *rows, size=40):
-        """The kinds found, in order; `rows` are notes of the log's table."""
-        self.seen = Witnessed(self.log, read_anchors(self.log))
+    def judge(self, *rows, size=40, since=0, witnessed=0):
+        """The kinds found, in order; `rows` are further notes of the log's table."""
+        self.seen = Witnessed(self.log, read_anchors(self.log), since, witnessed=witnessed)
+        rows = [*rows, *(note(one) for one in sorted(self.known) if one <= size)]
         for row in rows:
-            self.seen.add(Checkpoint.parse(row).size, row)
-        asked = set(self.seen.sizes(self.known, size)) | self.known
+            checkpoint = Checkpoint.parse(row)
+            if checkpoint.size > since:
+                self.seen.add(checkpoint, row)
+        asked = self.seen.sizes(size)
 
         def root(one):
             assert one in asked, "a root is recomputed that was not announced"
             return root_at(one)
 
-        self.found = list(self.seen.findings(size, root, self.known))
+        self.found = list(self.seen.findings(size, root))
         return [finding.kind for finding in self.found]
 
 
@@ -161,8 +164,10 @@ def test_a_checkpoint_is_gone(case):
 
 def test_a_root_that_cannot_be_computed(case, monkeypatch):
     """What cannot be recomputed is not taken for the same."""
-    case.put(20)
-    monkeypatch.setitem(globals(), "root_at", lambda size: None)
+    case.put(15)
+    case.known = {10, 40}
+    real = root_at
+    monkeypatch.setitem(globals(), "root_at", lambda size: None if size == 15 else real(size))
     assert case.judge() == ["anchor_rollback"]
 
 
@@ -206,6 +211,22 @@ def test_cosigned_checkpoints_in_an_anchor(tmp_path):
     assert (case.seen.anchored, case.seen.witnessed) == (30, 30)
 
 
+def test_only_what_is_new(tmp_path):
+    """With what was checked before left out, what is new is judged all the same, and how far it was
+    seen is not forgotten."""
+    case = Case(tmp_path, 1, (W1,))
+    case.put(10, leaves=FORGED)  # was found, or not, by the check before
+    case.put(20)
+    put(tmp_path, LOG.name, 20, W1.cosign(note(20)))
+    assert case.judge(since=20, witnessed=20) == []
+    assert (case.seen.anchored, case.seen.witnessed) == (20, 20)
+    case.put(30)
+    assert case.judge(W1.cosign(note(40)), since=20, witnessed=20) == []
+    assert (case.seen.anchored, case.seen.witnessed) == (30, 40)
+    case.put(35, leaves=FORGED)
+    assert case.judge(since=20, witnessed=20) == ["anchor_fork"]
+
+
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=12),
     st.integers(1, 40),
@@ -219,7 +240,7 @@ def test_whatever_was_seen(anchored, size, changed, forged):
     from authz.verify.witnessed import Anchor
 
     seen = Witnessed(log, [Anchor("anchor", [note(one) for one in anchored])])
-    kinds = {f.kind for f in seen.findings(size, lambda n: tree_hash(leaves[:n]), set())}
+    kinds = {f.kind for f in seen.findings(size, lambda n: tree_hash(leaves[:n]))}
     assert ("anchor_rollback" in kinds) == (max(anchored) > size)
     rewritten = forged and any(changed < one <= size for one in anchored)
     assert ("anchor_fork" in kinds) == rewritten
