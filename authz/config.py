@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from authz.errors import UsageError
 from authz.identity.config import IdentityConfig
+from authz.trust import witness_key
 
 
 def _form(pattern: str, wanted: str) -> AfterValidator:
@@ -120,11 +121,29 @@ class ExtAuthz(_Section):
     head_seconds: float = Field(10, gt=0, description="how often the writer signs its chain head")
 
 
+def _witness_key(text: str) -> str:
+    return str(witness_key(text))
+
+
+class Witness(_Section):
+    """Somebody who cosigns the log's checkpoints (C2SP tlog-witness)."""
+
+    url: str = Field(
+        pattern=r"^https?://[^\s@]+$", description="its submission prefix, before /add-checkpoint"
+    )
+    key: Annotated[str, AfterValidator(_witness_key)] = Field(
+        description="its verifier key (type 0x04)"
+    )
+
+
 class Receiver(_Section):
     """The access log and writers' streams in, ClickHouse out."""
 
     listen: Address = Field("127.0.0.1:9292", description="host:port or unix:///path to listen on")
     origin: Origin | None = Field(None, description="the log's name, <cluster>/<receiver>")
+    follows: Origin | None = Field(
+        None, description="a log whose key or disk is lost, from which a new one goes on"
+    )
     metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
     tls_cert: Path | None = Field(None, description="our certificate chain, PEM")
     tls_key: Path | None = Field(None, description="its key, PEM")
@@ -149,6 +168,13 @@ class Receiver(_Section):
         (),
         description="admin interfaces (http://host:port, unix:///path) of Envoys whose whole access"
         " log comes to this receiver: what they lose is told",
+    )
+    anchors: tuple[Path, ...] = Field(
+        (), description="directories, best write-once, that checkpoints are also put into"
+    )
+    witnesses: tuple[Witness, ...] = Field((), description="who cosigns checkpoints")
+    anchor_seconds: float = Field(
+        10, gt=0, le=86_400, description="how often a checkpoint goes to anchors and witnesses"
     )
 
 

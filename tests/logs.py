@@ -28,6 +28,7 @@ class TestLog:
     ) -> None:
         self.directory = directory
         self.signer = signer
+        self.following: Signer | None = None
         self.store = store
         self.start = start
         self.open()
@@ -38,7 +39,7 @@ class TestLog:
     def open(self) -> None:
         """As a start of the receiver does."""
         self.journal = Journal(self.directory / "journal", start=self.start, segment_bytes=4000)
-        self.log = Log(self.directory, self.journal, self.signer)
+        self.log = Log(self.directory, self.journal, self.signer, self.following)
         if self.store:
             self.client: Client = connect(self.store)
             migrations.migrate(self.client)

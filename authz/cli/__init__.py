@@ -8,6 +8,7 @@ from authz.cli import (  # noqa: F401 - each registers its commands
     demo,
     doctor,
     export,
+    keys,
     lookup,
     migrate,
     policy,

@@ -163,7 +163,7 @@ class Forwarder:
                 f" ends at {self._journal.next - 1}: it is an older copy; restore the newest, or"
                 " start with an empty --data-dir (a new writer)"
             )
-        if not self._identity.origin:
+        if welcome.origin != self._identity.origin:  # the first, or it follows the one before
             self._identity.bind(welcome.origin)
         self._sent = welcome.taken_seq
         self._ack(welcome.taken_seq)

@@ -10,7 +10,16 @@ from authz.ledger.merkle import (
     verify_consistency,
     verify_inclusion,
 )
-from authz.ledger.note import Checkpoint, NoteError, Signer, Verifier, open_note, sign_note, signers
+from authz.ledger.note import (
+    Checkpoint,
+    NoteError,
+    Signer,
+    Verifier,
+    add_signatures,
+    open_note,
+    sign_note,
+    signers,
+)
 from authz.ledger.proofs import edge_of, prove_consistency, prove_inclusion, root_at
 from authz.ledger.tiles import Place
 from authz.ledger.tlog_proof import TlogProof
@@ -28,6 +37,7 @@ __all__ = [
     "TlogProof",
     "Tree",
     "Verifier",
+    "add_signatures",
     "edge_of",
     "leaf_hash",
     "leaf_hashes",

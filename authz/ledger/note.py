@@ -1,15 +1,18 @@
-"""Signed notes (C2SP signed-note) with Ed25519, and checkpoints (C2SP tlog-checkpoint) in them."""
+"""Signed notes (C2SP signed-note) with Ed25519, and checkpoints (C2SP tlog-checkpoint) in them,
+which witnesses may have cosigned (C2SP tlog-cosignature)."""
 
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 _ED25519 = b"\x01"
+_COSIGNATURE = b"\x04"  # of a checkpoint with a time, by Ed25519
+_TIME_BYTES = 8
 _DASH = "\N{EM DASH} "
 
 
@@ -19,32 +22,43 @@ class NoteError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """A verifier key: the name and the Ed25519 public key (32 bytes) behind a signature."""
+    """A verifier key: the name and the Ed25519 public key (32 bytes) behind a signature. With
+    `cosigns` it is a witness's: what it signs is a checkpoint, and when it saw it."""
 
     name: str
     public_key: bytes
+    cosigns: bool = False
 
     @property
     def key_id(self) -> bytes:
         """4 bytes, as signed-note defines them."""
-        text = self.name.encode() + b"\n" + _ED25519 + self.public_key
+        text = self.name.encode() + b"\n" + self._typed
         return hashlib.sha256(text).digest()[:4]
 
+    @property
+    def _typed(self) -> bytes:
+        return (_COSIGNATURE if self.cosigns else _ED25519) + self.public_key
+
     def __str__(self) -> str:
-        key = base64.b64encode(_ED25519 + self.public_key).decode()
+        key = base64.b64encode(self._typed).decode()
         return f"{self.name}+{self.key_id.hex()}+{key}"
 
     @classmethod
     def parse(cls, text: str) -> "Verifier":
         """From ``<name>+<key id>+<base64>``, as C2SP writes verifier keys. Raises `NoteError`."""
-        name, key_id, key = _key_parts(text)
-        verifier = cls(name, key)
+        name, key_id, kind, key = _key_parts(text)
+        verifier = cls(name, key, cosigns=kind == _COSIGNATURE)
         if verifier.key_id != key_id:
             raise NoteError(f"verifier key of {name!r}: its id does not belong to its key")
         return verifier
 
     def verify(self, text: bytes, signature: bytes) -> None:
-        """Raises `NoteError` unless `signature` (64 bytes) is this key's over `text`."""
+        """Raises `NoteError` unless `signature` (64 bytes; 8 for the time before them if this key
+        cosigns) is this key's over `text`."""
+        if self.cosigns:
+            when = int.from_bytes(signature[:_TIME_BYTES])
+            text = f"cosignature/v1\ntime {when}\n".encode() + text
+            signature = signature[_TIME_BYTES:]
         try:
             Ed25519PublicKey.from_public_bytes(self.public_key).verify(signature, text)
         except InvalidSignature:
@@ -77,22 +91,22 @@ class Signer:
     @classmethod
     def parse(cls, text: str) -> "Signer":
         """The inverse of `private_text`. Raises `NoteError`, which never shows the key."""
-        name, key_id, seed = _key_parts(text.removeprefix("PRIVATE+KEY+"))
+        name, key_id, kind, seed = _key_parts(text.removeprefix("PRIVATE+KEY+"))
         signer = cls(name, seed)
-        if signer.verifier.key_id != key_id:
+        if kind != _ED25519 or signer.verifier.key_id != key_id:
             raise NoteError(f"private key of {name!r}: its id does not belong to its key")
         return signer
 
 
-def _key_parts(text: str) -> tuple[str, bytes, bytes]:
+def _key_parts(text: str) -> tuple[str, bytes, bytes, bytes]:
     parts = text.strip().split("+", 2)
     try:
         name, key_id, encoded = parts
         key = base64.b64decode(encoded, validate=True)
         name.encode()
-        if not name or len(key) != 33 or key[:1] != _ED25519:
+        if not name or len(key) != 33 or key[:1] not in (_ED25519, _COSIGNATURE):
             raise ValueError
-        return name, bytes.fromhex(key_id), key[1:]
+        return name, bytes.fromhex(key_id), key[:1], key[1:]
     except (ValueError, binascii.Error):
         raise NoteError("not an Ed25519 key as C2SP writes it: <name>+<key id>+<base64>") from None
 
@@ -109,15 +123,37 @@ def open_note(note: str, verifiers: Iterable[Verifier]) -> tuple[str, list[Verif
     Signatures by others are ignored; a wrong one by a known key makes the note worthless.
     Raises `NoteError`.
     """
-    text, separator, lines = note.rpartition("\n\n")
-    if not separator or not lines.endswith("\n"):
-        raise NoteError("not a signed note")
+    lines = list(_signatures(note))
+    text = note.rpartition("\n\n")[0] + "\n"
     try:
-        signed_text = (text + "\n").encode()
+        signed_text = text.encode()
     except UnicodeEncodeError:
         raise NoteError("not text") from None
     known = {(verifier.name, verifier.key_id): verifier for verifier in verifiers}
     signed = []
+    for line in lines:
+        verifier = known.get((line.name, line.signature[:4]))
+        if verifier:
+            verifier.verify(signed_text, line.signature[4:])
+            signed.append(verifier)
+    if not signed:
+        raise NoteError("no signature by a trusted key")
+    return text, signed
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A note's signature line: `signature` begins with the key's id."""
+
+    text: str
+    name: str
+    signature: bytes
+
+
+def _signatures(note: str) -> Iterator[_Line]:
+    _, separator, lines = note.rpartition("\n\n")
+    if not separator or not lines.endswith("\n"):
+        raise NoteError("not a signed note")
     for line in lines.splitlines():
         name, _, encoded = line.removeprefix(_DASH).partition(" ")
         try:
@@ -126,13 +162,27 @@ def open_note(note: str, verifiers: Iterable[Verifier]) -> tuple[str, list[Verif
             raise NoteError("malformed signature line") from None
         if not line.startswith(_DASH) or not name or len(signature) < 5:
             raise NoteError("malformed signature line")
-        verifier = known.get((name, signature[:4]))
-        if verifier:
-            verifier.verify(signed_text, signature[4:])
-            signed.append(verifier)
-    if not signed:
-        raise NoteError("no signature by a trusted key")
-    return text + "\n", signed
+        yield _Line(line, name, signature)
+
+
+def add_signatures(note: str, others: Iterable[str], verifiers: Iterable[Verifier]) -> str:
+    """`note` with the signature lines by `verifiers` out of `others`, each lines over the same text
+    (such as a witness's answer); one line for each key. Lines by other keys are left out.
+
+    Raises `NoteError` for lines that are none, and for a wrong signature by one of `verifiers`.
+    """
+    text, _, _ = note.rpartition("\n\n")
+    wanted = list(verifiers)
+    there = {(line.name, line.signature[:4]) for line in _signatures(note)}
+    for lines in others:
+        found = f"{text}\n\n{lines}"
+        signed = {(v.name, v.key_id) for v in open_note(found, wanted)[1]}
+        for line in _signatures(found):
+            key = line.name, line.signature[:4]
+            if key in signed - there:
+                note += f"{line.text}\n"
+                there.add(key)
+    return note
 
 
 def signers(note: str) -> list[tuple[str, bytes]]:

@@ -20,7 +20,8 @@ from authz.journal.commit import Committer
 from authz.journal.segments import JournalError
 from authz.receiver.access import access_record
 from authz.receiver.metrics import BLOCKS, ENTRIES, LOST_MESSAGES, RECORDS, STREAMS, count_gaps
-from authz.receiver.sequence import Log, Place
+from authz.receiver.sequence import Log
+from authz.receiver.state import Place
 from authz.record import Entry, notice
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
@@ -261,7 +262,7 @@ class Intake:
     def _refusal(self, hello: pb.Hello) -> str:
         if not hello.writer or len(hello.public_key) != 32:
             return "the first message must be a Hello with the writer's id and Ed25519 key"
-        if hello.origin and hello.origin != self._log.origin:
+        if hello.origin and hello.origin not in (self._log.origin, self._log.stored.follows):
             return f"{hello.writer} is bound to {hello.origin}, this is {self._log.origin}"
         if hello.privacy_key_id and not self._log.pin_privacy_key(hello.privacy_key_id):
             return (

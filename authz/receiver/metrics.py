@@ -25,6 +25,12 @@ JOURNAL_FAILING = Gauge(
 )
 STORE_ERRORS = Counter("authz_receiver_store_errors_total", "Attempts to store that failed")
 TREE_SIZE = Gauge("authz_receiver_tree_size", "Size of the last checkpoint stored")
+ANCHORED = Gauge("authz_receiver_anchored_size", "Size of the newest checkpoint there", ["anchor"])
+ANCHOR_UP = Gauge(
+    "authz_receiver_anchor_up",
+    "Whether this anchor or witness took the last checkpoint",
+    ["anchor"],
+)
 STORE_SECONDS = Histogram("authz_receiver_store_seconds", "Time to store and read back a batch")
 GAPS = Counter(
     "authz_receiver_gaps_total", "Notices of what does not add up, by the kind of gap", ["kind"]

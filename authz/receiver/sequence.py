@@ -6,7 +6,7 @@ A record becomes part of the log by these steps, each durable before the next:
    here on it is in the log: writers are acknowledged. Found after a crash: it is sealed by the next
    start.
 2. A signed checkpoint over it is on disk (``checkpoint``). The leaf hashes are those of what is in
-   the journal. Found: the next start seals up to the same size, which gives the same checkpoint.
+   the journal. Found: the next start seals up to the same size, which gives the same root.
 3. Its row is in ClickHouse, then its attachment, then the tiles, then the checkpoint's row; all is
    read back. Found: the next start reads back what is there and inserts what is missing.
 4. ``state.json`` says the log is stored up to here: the tree's right edge, each writer's place, the
@@ -17,15 +17,18 @@ A start always runs the same code: read the state, walk the journal from there, 
 and not stored, go on. Writers' places and blocks are a fold over the log's records: the state has
 them as of its size, and the walk applies each record after that once. So a block is in force, or
 lifted, from step 1 on, whatever happens after.
+
+Which key signs is such a fold too: a rotation is a leaf (`authz.keys`), and a checkpoint bears the
+signature of the key that is in force after its last leaf. So both keys are needed until step 4 for
+that leaf; what was signed before a crash is signed the same after it.
 """
 
-import base64
 import binascii
 import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -33,8 +36,9 @@ import orjson
 
 from authz.blocks import Standing
 from authz.errors import UsageError
-from authz.journal.chain import RECEIVERS_FIELDS, chain_hash, join, split
+from authz.journal.chain import join, split
 from authz.journal.segments import CorruptJournalError, Journal, Reader, replace_file
+from authz.keys import LOG_KEY, NEXT_KEY
 from authz.ledger import (
     Checkpoint,
     NoteError,
@@ -47,58 +51,13 @@ from authz.ledger import (
     sign_note,
 )
 from authz.receiver.recent import MOST, Leaves, Recent
-from authz.record import Entry, Record, canonical, details_of, form
+from authz.receiver.state import Place, State, accounted_in, keys_after, place_of
+from authz.record import Entry, Record, form
 
 # Of one batch, attachments included; they are in memory while it is stored.
 _BATCH_BYTES: float = 32 << 20
 _STORING_SECONDS = 2  # without a batch stored: the store is slow, or away
 _READ_BYTES, _READ_ROWS = 4 << 20, 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """How far a writer has come: its newest record durably taken, and that record's hash."""
-
-    seq: int = 0
-    head: str = ""
-
-
-@dataclass(slots=True)
-class State:
-    """What ``state.json`` holds: the log as far as it is stored, and who wrote to it."""
-
-    tree: Tree = field(default_factory=Tree)
-    sealed_at: int = 0
-    writers: dict[str, Place] = field(default_factory=dict)
-    privacy_key_id: str = ""
-    blocks: Standing = field(default_factory=Standing)
-    accounted: int = 0  # how far the log has told its account of itself
-
-    def to_json(self) -> bytes:
-        return orjson.dumps(
-            {
-                "size": self.tree.size,
-                "edge": [[base64.b64encode(h).decode() for h in lv] for lv in self.tree.edge],
-                "sealed_at": self.sealed_at,
-                "writers": {name: [place.seq, place.head] for name, place in self.writers.items()},
-                "privacy_key_id": self.privacy_key_id,
-                "blocks": self.blocks.to_json(),
-                "accounted": self.accounted,
-            }
-        )
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "State":
-        content = orjson.loads(data)
-        edge = [[base64.b64decode(h) for h in level] for level in content["edge"]]
-        return cls(
-            Tree(content["size"], edge),
-            content["sealed_at"],
-            {name: Place(*place) for name, place in content["writers"].items()},
-            content["privacy_key_id"],
-            Standing.from_json(*content.get("blocks", [0, []])),  # absent before schema 2
-            int(content.get("accounted", content["size"])),  # absent before schema 3
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +67,7 @@ class _Framed:
     sealed_at: int
     places: dict[str, Place]
     blocks: Standing
+    keys: tuple[str, ...]
     leaves: Leaves | None = None
 
 
@@ -129,13 +89,22 @@ class Log:
     """One log. `frame` and `committed` run in the journal's thread, `seal` and `finish` in
     another; the two share the journal and what is recent, which are safe for that."""
 
-    def __init__(self, directory: Path, journal: Journal, signer: Signer) -> None:
+    def __init__(
+        self, directory: Path, journal: Journal, signer: Signer, following: Signer | None = None
+    ) -> None:
+        """`signer` is the log's key, and `following` the one that is to follow it, or has already
+        in the part that is not stored yet."""
         self._directory = directory
         self._journal = journal
         self._signer = signer
+        self._signers = {str(one.verifier): one for one in (signer, following) if one}
         self._mutex = threading.Lock()
         self.stored = self._load_state()
+        self.keys = self.stored.keys  # as `State.keys`, with what is in the journal
         self._note = self._load_checkpoint()
+        newest = Checkpoint.parse(self._note).size if self._note else 0
+        self.stored_note = self._note if newest == self.stored.tree.size else ""
+        """The newest checkpoint that is stored, signed; after a crash perhaps none is known."""
         if journal.next < self.stored.tree.size:
             raise CorruptJournalError(
                 f"{directory}: {self.stored.tree.size} records are stored, but the journal ends at"
@@ -147,7 +116,8 @@ class Log:
         self._sealed_at = self.stored.sealed_at
         self.blocks = self.stored.blocks  # never changed, only replaced as a whole
         self._walk(journal.reader(self.stored.tree.size))
-        self._framed = _Framed(self._sealed_at, {}, self.blocks)
+        self._want_keys()
+        self._framed = _Framed(self._sealed_at, {}, self.blocks, self.keys)
         self._recent = Recent()
         self._stored_at = -math.inf  # on a stopwatch: when a batch was, last
         self._reader: Reader | None = None
@@ -157,8 +127,20 @@ class Log:
         return self._signer.name
 
     @property
-    def key(self) -> Verifier:
-        return self._signer.verifier
+    def signer(self) -> Signer:
+        """Who signs what is in the journal now."""
+        return self._signer_of(self.keys)
+
+    @property
+    def verifiers(self) -> list[Verifier]:
+        """The log's keys, oldest first: those of the past, the one in force, one that is to follow
+        it."""
+        named = dict.fromkeys([*self.keys, *self._signers])
+        return [Verifier.parse(key) for key in named]
+
+    def expect(self, following: Signer) -> None:
+        """`following` signs once the log has the rotation to it."""
+        self._signers = {**self._signers, str(following.verifier): following}
 
     @property
     def sealed(self) -> Checkpoint:
@@ -184,7 +166,7 @@ class Log:
             newest = group[-1][0]
             if "writer_seq" in newest or newest.get("kind") != "access":  # not Envoy's
                 told += [record for record, _ in group]
-            if place := _place(newest):
+            if place := place_of(newest):
                 places[str(newest["writer"])] = place
             for record, attachment in group:
                 record["origin"] = origin
@@ -201,12 +183,13 @@ class Log:
                 index += 1
         size = sum(map(len, payloads))
         held = Leaves(first, records, leaves, hashes, attachments, size)
-        self._framed = _Framed(now, places, self.blocks.after(told), held)
+        blocks, keys = self.blocks.after(told), keys_after(self.keys, told)
+        self._framed = _Framed(now, places, blocks, keys, held)
         return payloads
 
     def committed(self) -> None:
         framed = self._framed
-        self._sealed_at, self.blocks = framed.sealed_at, framed.blocks
+        self._sealed_at, self.blocks, self.keys = framed.sealed_at, framed.blocks, framed.keys
         self.writers.update(framed.places)
         if framed.leaves:
             self._recent.add(framed.leaves)
@@ -239,28 +222,29 @@ class Log:
             return None
         tree = self.stored.tree.copy()
         tiles = tree.append(chain.from_iterable(part.hashes for part in parts))
-        note = sign_note(Checkpoint(self.origin, tree.size, tree.root()).text(), self._signer)
-        if sealed > first and note != self._note:
+        records = list(chain.from_iterable(part.records for part in parts))
+        state = self._state_after(tree, records)
+        text = Checkpoint(self.origin, tree.size, tree.root()).text()
+        if sealed <= first:
+            note = sign_note(text, self._signer_of(state.keys))
+            replace_file(self._directory / "checkpoint", note.encode(), 0o644)
+            self._note = note
+        elif self._note.rpartition("\n\n")[0] + "\n" != text:
             raise CorruptJournalError(
                 f"{self._directory}: the journal does not hold what its checkpoint was signed over;"
                 " restore both from the disk they were on"
             )
-        if note != self._note:
-            replace_file(self._directory / "checkpoint", note.encode(), 0o644)
-            self._note = note
-        records = list(chain.from_iterable(part.records for part in parts))
         leaves = list(chain.from_iterable(part.forms for part in parts))
         carried = list(chain.from_iterable(part.attachments.values() for part in parts))
         tiles += tree.partial_tiles()
-        state = self._state_after(tree, records)
-        return Batch(first, records, leaves, carried, tiles, note, state)
+        return Batch(first, records, leaves, carried, tiles, self._note, state)
 
     def finish(self, batch: Batch) -> None:
         """`batch` is in ClickHouse and read back: remember it, and let the journal forget."""
         with self._mutex:
             batch.state.privacy_key_id = self.privacy_key_id
             replace_file(self._directory / "state.json", batch.state.to_json())
-            self.stored = batch.state
+            self.stored, self.stored_note = batch.state, batch.note
         self._stored_at = time.monotonic()
         self._journal.trim(batch.state.tree.size)
 
@@ -316,15 +300,31 @@ class Log:
 
     def _state_after(self, tree: Tree, records: Sequence[Record]) -> State:
         newest = {str(record["writer"]): record for record in records if "writer_seq" in record}
-        places = {name: place for name, record in newest.items() if (place := _place(record))}
+        places = {name: place for name, record in newest.items() if (place := place_of(record))}
         sealed_at = records[-1]["sealed_at"]
         assert isinstance(sealed_at, int)
         writers = {**self.stored.writers, **places}
         notices = [record for record in records if record.get("kind") == "notice"]
         blocks = self.stored.blocks.after(notices)
-        accounted = max(map(_accounted, notices), default=0)
+        accounted = max(map(accounted_in, notices), default=0)
         accounted = max(accounted, self.stored.accounted)
-        return State(tree, sealed_at, writers, self.privacy_key_id, blocks, accounted)
+        keys = keys_after(self.stored.keys, notices)
+        follows = self.stored.follows
+        return State(
+            tree, sealed_at, writers, self.privacy_key_id, blocks, accounted, keys, follows
+        )  # fmt: skip
+
+    def _signer_of(self, keys: Sequence[str]) -> Signer:
+        return self._signers[keys[-1]] if keys else self._signer
+
+    def _want_keys(self) -> None:
+        """All that will sign what is not stored yet are here. Raises `UsageError`."""
+        for key in self.keys[max(len(self.stored.keys) - 1, 0) :]:
+            if key not in self._signers:
+                raise UsageError(
+                    f"{self._directory}: since its rotation the log signs with {key}, which is in"
+                    f" neither {LOG_KEY} nor {NEXT_KEY}; restore it from backup"
+                )
 
     def close(self) -> None:
         """Let go of the journal's files."""
@@ -336,8 +336,9 @@ class Log:
         while payloads := reader.take(1000):
             records: list[Record] = [orjson.loads(split(payload)[0]) for payload in payloads]
             self.blocks = self.blocks.after(records)
+            self.keys = keys_after(self.keys, records)
             for record in records:
-                place = _place(record)
+                place = place_of(record)
                 if place:
                     self.writers[str(record["writer"])] = place
                 sealed_at = record["sealed_at"]
@@ -351,7 +352,7 @@ class Log:
             return State.from_json(path.read_bytes())
         except FileNotFoundError:
             return State()
-        except (AttributeError, KeyError, TypeError, ValueError, binascii.Error):
+        except (AttributeError, KeyError, TypeError, ValueError, binascii.Error, NoteError):
             raise UsageError(
                 f"{path}: not this program's; restore it from the disk it was on"
             ) from None
@@ -360,7 +361,7 @@ class Log:
         path = self._directory / "checkpoint"
         try:
             note = path.read_text()
-            text, _ = open_note(note, [self._signer.verifier])
+            text, _ = open_note(note, self.verifiers)
             checkpoint = Checkpoint.parse(text)
         except FileNotFoundError:
             return ""
@@ -373,19 +374,3 @@ class Log:
                 " restore the directory from the disk it was on"
             )
         return note
-
-
-def _accounted(record: Record) -> int:
-    """The end of the interval that `record` tells the account of; 0 if it tells none."""
-    if record.get("event") != "interval_summary" or "writer_seq" in record:
-        return 0
-    return int(details_of(record)["end"])
-
-
-def _place(record: Record) -> Place | None:
-    """The writer's place after `record`, if a writer with a chain wrote it."""
-    seq = record.get("writer_seq")
-    if not isinstance(seq, int) or not seq:
-        return None
-    told = {name: value for name, value in record.items() if name not in RECEIVERS_FIELDS}
-    return Place(seq, chain_hash(canonical(told)))

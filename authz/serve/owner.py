@@ -100,7 +100,7 @@ class Owner:
         rival = self._lease.take()
         if rival is None:
             writer.stop_running(self._client, self._log.origin)
-            if wrong := checkpoints.foreign(self._client, self._log.sealed, self._log.key):
+            if wrong := checkpoints.foreign(self._client, self._log.sealed, self._log.verifiers):
                 self._lease.release()
                 raise UsageError(
                     f"the database has of log {self._log.origin} {wrong}: another process has"

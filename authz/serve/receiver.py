@@ -1,38 +1,39 @@
 """The composition root of ``authz serve receiver``."""
 
 import asyncio
-import os
-import socket
 import time
-from pathlib import Path
 
 import structlog
-import yaml
 from clickhouse_driver import Client
 
 from authz.config import Config, Receiver
 from authz.errors import UsageError
 from authz.journal.commit import Committer
 from authz.journal.segments import Journal, JournalError, replace_file
-from authz.ledger import NoteError, Signer
+from authz.keys import LOG_KEY
 from authz.receiver import metrics
 from authz.receiver.accounts import Accounts
 from authz.receiver.intake import Intake
 from authz.receiver.sequence import Log
-from authz.record import Entry, Record, notice
+from authz.receiver.state import state_after
+from authz.record import Entry, notice
 from authz.record.privacy import PrivacyKey, load_key
 from authz.record.resource import Resources
-from authz.serve import grpc_server, roster, tls
+from authz.serve import epoch, grpc_server, roster, tls
+from authz.serve.anchors import Anchors
 from authz.serve.books import Books
+from authz.serve.log_keys import LogKeys, following_key, load_log_key
 from authz.serve.losses import EnvoyLosses
 from authz.serve.owner import Owner
 from authz.serve.sealer import Sealer
 from authz.store import migrations
 from authz.store.client import QUERY_ERRORS, connect, explain, name_of
+from authz.store.epochs import Ended
 
 _SERVICES = ("envoy.service.accesslog.v3.AccessLogService", "authz.v1.RecordStream")
 _GRACE_SECONDS = 2
 _DRAIN_SECONDS = 20
+_ANCHOR_SECONDS = 5  # at the end
 
 logger = structlog.get_logger()
 
@@ -48,25 +49,25 @@ async def serve(config: Config) -> None:
     if not (directory / "state.json").exists():
         _migrate(client, store)  # a first start says at once what is wrong with the store
     journal = _journal(config)
-    signer = load_log_key(directory / "log.key", config.receiver.origin)
-    log = Log(directory, journal, signer)
-    write_trust(directory / "trust.yaml", [signer])
+    log, before = await _open_log(config, client, journal)
     committer: Committer[list[Entry]] = Committer(journal, log)
+    keys = LogKeys(directory, log, committer)
     owner = Owner(store, log, directory / "journal" / "lock")
     key = _privacy_key(config, log)
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
     intake = Intake(log, committer, resources, key, synced=config.journal.durability == "fsync")
     accounts = _accounts(config.receiver, log, intake)
     sealer = Sealer(config, log, client, committer, owner, Books(store, log, committer, accounts))
+    anchors = Anchors(config.receiver, store, log, committer, owner)
     losses = EnvoyLosses(config.receiver, directory / "envoys.json", intake, committer)
     health = grpc_server.Health(_SERVICES)
     grpc_server.serve_metrics(config.receiver.metrics)
+    new = journal.next == 0
+    if new:
+        await _tell_beginning(committer, log, before)  # in front of all that comes in
     server = await grpc_server.start(config.receiver.listen, intake.handlers(), health, credentials)
-    try:
-        await _tell_start(committer, log, journal)
-    except UsageError:
-        await server.stop(0)
-        raise
+    if not new:
+        await _tell_start(committer, log)
     grpc_server.spare_collections()
     await health.set(True)
     logger.info(
@@ -80,6 +81,8 @@ async def serve(config: Config) -> None:
             lambda: _watch(committer, journal, health),
             lambda: roster.tell(store, committer),
             losses.run,
+            keys.run,
+            anchors.run,
         )
         try:
             await running.until(stopped)
@@ -88,12 +91,26 @@ async def serve(config: Config) -> None:
             await server.stop(_GRACE_SECONDS)
             await _drain(intake, committer, losses, sealer)
             await running.cancel()
+            await anchors.finish(_ANCHOR_SECONDS)
     # A thread may still be storing a batch: its journal and connection stay open until it is done.
     await asyncio.get_running_loop().shutdown_default_executor()
     owner.release()
     committer.close()
     journal.close()
     client.disconnect()
+    anchors.close()
+
+
+async def _open_log(config: Config, client: Client, journal: Journal) -> tuple[Log, Ended | None]:
+    """The log, and the one that it follows, if it begins only now."""
+    directory, options = config.data_dir, config.receiver
+    signer = load_log_key(directory / LOG_KEY, options.origin)
+    log = Log(directory, journal, signer, following_key(directory, signer.name))
+    if journal.next or options.follows is None:
+        return log, None
+    before = await epoch.before(client, config.store or "", options.follows, log.origin)
+    replace_file(directory / "state.json", state_after(before).to_json())
+    return Log(directory, journal, signer), before
 
 
 async def _drain(
@@ -169,33 +186,6 @@ def _migrate(client: Client, url: str) -> None:
         logger.info("schema migrated", version=version)
 
 
-def load_log_key(path: Path, origin: str | None) -> Signer:
-    """The log's private key, made at the first start; its name is the log's origin for good."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        name = origin or f"{socket.gethostname()}/receiver"
-        replace_file(path, (Signer(name, os.urandom(32)).private_text() + "\n").encode())
-    if path.stat().st_mode & 0o077:
-        raise UsageError(f"{path}: others may read the log's key; run: chmod 600 {path}")
-    try:
-        signer = Signer.parse(path.read_text())
-    except (NoteError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}; restore it from backup") from None
-    if origin not in (None, signer.name):
-        raise UsageError(
-            f"receiver.origin is {origin}, but {path} belongs to {signer.name};"
-            " a log keeps its origin: use another --data-dir for another log"
-        )
-    return signer
-
-
-def write_trust(path: Path, signers: list[Signer]) -> None:
-    """A trust file for `authz verify`: hand it to the auditor by a way of its own."""
-    logs = [{"origin": signer.name, "keys": [str(signer.verifier)]} for signer in signers]
-    text = "# Which logs there must be, and whose signatures count (C2SP verifier keys).\n"
-    replace_file(path, (text + yaml.safe_dump({"logs": logs}, sort_keys=False)).encode(), 0o644)
-
-
 def _privacy_key(config: Config, log: Log) -> PrivacyKey | None:
     if config.privacy.key is None:
         return None
@@ -207,16 +197,23 @@ def _privacy_key(config: Config, log: Log) -> PrivacyKey | None:
     return key
 
 
-async def _tell_start(committer: Committer[list[Entry]], log: Log, journal: Journal) -> None:
+async def _tell_beginning(
+    committer: Committer[list[Entry]], log: Log, before: Ended | None
+) -> None:  # fmt: skip
+    details: dict[str, object] = {"origin": log.origin}
+    if before:
+        details["follows"] = epoch.told(before)
     try:
-        await committer.submit([(_started(log, new=journal.next == 0), b"")])
+        started = notice("log_started", time.time_ns() // 1000, details)
+        await committer.submit([(started, b"")])
     except JournalError as error:
-        if journal.next == 0:
-            raise UsageError(f"the journal cannot begin: {error}") from None
+        raise UsageError(f"the journal cannot begin: {error}") from None
+
+
+async def _tell_start(committer: Committer[list[Entry]], log: Log) -> None:
+    try:
+        started = notice("receiver_started", time.time_ns() // 1000, {"origin": log.origin})
+        await committer.submit([(started, b"")])
+    except JournalError as error:
         # A full journal empties once this is up.
         logger.error("this start is not on record", error=str(error))
-
-
-def _started(log: Log, *, new: bool) -> Record:
-    event = "log_started" if new else "receiver_started"
-    return notice(event, time.time_ns() // 1000, {"origin": log.origin})

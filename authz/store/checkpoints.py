@@ -1,6 +1,6 @@
-"""Reading checkpoints: of all logs, for the roster; of one's own, before anything is added."""
+"""Checkpoints: of all logs, for the roster; of one's own, before anything is added; cosigned."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from clickhouse_driver import Client
 
@@ -29,16 +29,17 @@ def newest(client: Client) -> list[tuple[str, int, str]]:
     return found
 
 
-def foreign(client: Client, sealed: Checkpoint, key: Verifier) -> str:
+def foreign(client: Client, sealed: Checkpoint, keys: Sequence[Verifier]) -> str:
     """What the database holds of our own log that we never sealed, in words; empty if nothing.
 
-    `sealed` is the newest checkpoint we signed: what is stored reaches at most up to it.
+    `sealed` is the newest checkpoint we signed: what is stored reaches at most up to it. `keys` are
+    those that the log has or had.
     """
     values = {"origin": sealed.origin, "size": sealed.size}
     [(first, last, count)] = client.execute(_ROWS, values)
     if count:
         return f"rows {first} to {last}, and {sealed.size} records are sealed here"
-    for checkpoint in _signed(client.execute(_FROM, values), key):
+    for checkpoint in _signed(client.execute(_FROM, values), keys):
         if checkpoint.size > sealed.size:
             return f"a checkpoint over {checkpoint.size} records, and {sealed.size} are sealed here"
         if checkpoint.root != sealed.root:
@@ -46,10 +47,15 @@ def foreign(client: Client, sealed: Checkpoint, key: Verifier) -> str:
     return ""
 
 
-def _signed(rows: Iterable[tuple[str | bytes]], key: Verifier) -> Iterable[Checkpoint]:
+def add(client: Client, origin: str, size: int, note: str) -> None:
+    """Another row of a size: the same checkpoint, with witnesses' cosignatures."""
+    client.execute("INSERT INTO checkpoints (origin, size, note) VALUES", [(origin, size, note)])
+
+
+def _signed(rows: Iterable[tuple[str | bytes]], keys: Sequence[Verifier]) -> Iterable[Checkpoint]:
     """Those that bear our signature: the others tell nothing about who has our key."""
     for (note,) in rows:
         try:
-            yield Checkpoint.parse(open_note(text(note, _NOTE_CAP), [key])[0])
+            yield Checkpoint.parse(open_note(text(note, _NOTE_CAP), keys)[0])
         except NoteError:
             continue

@@ -46,9 +46,20 @@ class Chains:
         signed before and with a key that it announced before."""
         self._writers: dict[str, _Writer] = {}
         self._from_beginning = from_beginning
+        self._before: Chains | None = None
 
     def __len__(self) -> int:
         return len(self._writers)
+
+    def follow(self, before: "Chains | None") -> None:
+        """This log goes on from the one of `before`, and its writers from where they were there;
+        without one, that is not known."""
+        self._before = before
+        self._from_beginning &= before is not None
+
+    def _begin(self, name: str) -> _Writer:
+        known = self._before and self._before._writers.get(name)  # noqa: SLF001 - another of these
+        return _Writer(known.key, known.seq, known.head) if known else _Writer()
 
     def check(self, record: Record, leaf: bytes) -> Sequence[tuple[str, str]]:
         """`leaf` is the record's canonical form."""
@@ -58,7 +69,7 @@ class Chains:
         name = str(record.get("writer", ""))
         writer = self._writers.get(name)
         if writer is None:
-            writer = self._writers[name] = _Writer()
+            writer = self._writers[name] = self._begin(name)
             if not self._from_beginning:
                 writer.seq, writer.head = seq - 1, str(record.get("prev", ""))
         wrong: list[tuple[str, str]] = []

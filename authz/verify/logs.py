@@ -38,6 +38,7 @@ from authz.ledger import TILE_WIDTH
 from authz.store.logs import Part
 from authz.trust import TrustedLog
 from authz.verify.accounts import Accounts
+from authz.verify.epochs import Epochs
 from authz.verify.log import Astray, LogCheck
 from authz.verify.partial import Told, after, before
 from authz.verify.report import Finding, LogReport, Report
@@ -91,12 +92,14 @@ def verify_logs(
             total += before(check, source, window.since_us, window.until_us)
         else:
             total += check.begin(after(known) if incremental and known else None)
+    epochs = Epochs(source, checks)
+    _follow(epochs, checks, known=window is None)
     summaries = {log.origin: source.notices(log.origin, "interval_summary") for log in logs}
     accounts = Told() if report.partial else Accounts(summaries)
     rosters = Rosters({name: (check.log.keys, check.root) for name, check in checks.items()})
     done = 0
     with _ahead() as ahead:
-        parts = heapq.merge(*(_parts(check, ahead) for check in checks.values()), key=_time)
+        parts = heapq.merge(*(_parts(check, ahead, epochs) for check in checks.values()), key=_time)
         for _, origin, part in parts:
             check = checks[origin]
             for record in check.records(part):
@@ -114,7 +117,8 @@ def verify_logs(
     _others(source, checks, astray, report)
     for finding in rosters.findings(lambda origin: checks[origin].newest_now()):
         report.log(finding.origin).add(finding)
-    for finding in astray.findings():
+    sizes = {log.origin: log.size for log in report.logs}
+    for finding in [*epochs.findings(sizes), *astray.findings()]:
         report.log(finding.origin).add(finding)
     for name, check in checks.items():
         if not check.report.findings and not window:
@@ -131,6 +135,13 @@ def verify_logs(
     return report
 
 
+def _follow(epochs: Epochs, checks: dict[str, LogCheck], *, known: bool) -> None:
+    """Let writers go on where the log before left them, if that is `known`."""
+    for origin, check in checks.items():
+        if (told := epochs.before(origin)) and told.origin in checks:
+            check.chains.follow(checks[told.origin].chains if known else None)
+
+
 @contextmanager
 def _ahead() -> Iterator[ThreadPoolExecutor]:
     """What reads ahead. Records are made and forgotten by the million, and none is part of a ring:
@@ -145,9 +156,12 @@ def _ahead() -> Iterator[ThreadPoolExecutor]:
             gc.enable()
 
 
-def _parts(check: LogCheck, ahead: ThreadPoolExecutor) -> Iterator[tuple[int, str, Part]]:
+def _parts(
+    check: LogCheck, ahead: ThreadPoolExecutor, epochs: Epochs
+) -> Iterator[tuple[int, str, Part]]:
+    begins = epochs.begins(check.origin)
     for part in check.parts(ahead):
-        yield check.sealed_at, check.origin, part
+        yield max(check.sealed_at, begins), check.origin, part
 
 
 def _time(of: tuple[int, str, Part]) -> int:

@@ -12,6 +12,7 @@ import orjson
 
 from authz.ledger import Checkpoint, NoteError, Verifier, open_note
 from authz.record import Record, text
+from authz.verify.epochs import followed
 from authz.verify.report import Finding
 
 _MOST_UNLISTED = 1000
@@ -44,13 +45,7 @@ class Rosters:
 
     def add(self, record: Record, origin: str) -> None:
         """Any record of log `origin`: what is no roster tells nothing."""
-        if record.get("kind") != "notice" or record.get("event") != "roster":
-            return
-        try:
-            logs = orjson.loads(str(record.get("details", "")))["logs"]
-            named = [(str(log["origin"]), str(log["note"])) for log in logs]
-        except (KeyError, TypeError, ValueError):
-            return  # whoever could seal this could as well have sealed none
+        named = _named(record)
         index = record.get("index", 0)
         assert isinstance(index, int)
         for name, note in named:
@@ -105,3 +100,16 @@ class Rosters:
                 forked = forked or unknown
         if forked:
             yield Finding("fork", name, -1, -1, f"under another root; {forked}")
+
+
+def _named(record: Record) -> list[tuple[str, str]]:
+    """The logs that a roster names, or that one follows, each with its checkpoint."""
+    if before := followed(record):
+        return [(before.origin, before.note)]
+    if record.get("kind") != "notice" or record.get("event") != "roster":
+        return []
+    try:
+        logs = orjson.loads(str(record.get("details", "")))["logs"]
+        return [(str(log["origin"]), str(log["note"])) for log in logs]
+    except (KeyError, TypeError, ValueError):
+        return []  # whoever could seal this could as well have sealed none

@@ -53,6 +53,7 @@ class Site:
         self.directory = directory
         self.data_dir = directory / "receiver"
         self.store = store
+        self.origin = ORIGIN
         self.address = f"127.0.0.1:{free_port()}"
         self.metrics = f"127.0.0.1:{free_port()}"
         self.log = directory / "receiver.log"
@@ -65,7 +66,7 @@ class Site:
     def start(self, *before: str | Path, program: Sequence[str | Path] = AUTHZ) -> None:
         """Start `program` as the receiver; `before` is what runs it, such as strace."""
         command = [*before, *program, "serve", "receiver", "--listen", self.address]
-        command += ["--data-dir", self.data_dir, "--origin", ORIGIN, "--metrics", self.metrics]
+        command += ["--data-dir", self.data_dir, "--origin", self.origin, "--metrics", self.metrics]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [str(part) for part in command], stderr=log, env=self.environment

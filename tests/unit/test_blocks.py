@@ -9,7 +9,7 @@ from logs import TestLog
 
 from authz.blocks import Blocks, Standing, block_notice, fault, is_blocking, unblock_notice
 from authz.errors import UsageError
-from authz.receiver.sequence import State
+from authz.receiver.state import State
 
 NOW = 1_700_000_000_000_000
 HOUR = 3600 * 1_000_000

@@ -1,10 +1,21 @@
 """Signed notes and checkpoints, as C2SP writes them."""
 
+import base64
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authz.ledger import Checkpoint, NoteError, Signer, Verifier, open_note, sign_note, tree_hash
+from authz.ledger import (
+    Checkpoint,
+    NoteError,
+    Signer,
+    Verifier,
+    add_signatures,
+    open_note,
+    sign_note,
+    tree_hash,
+)
 
 # The example in the documentation of golang.org/x/mod/sumdb/note.
 GO_KEY = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
@@ -111,3 +122,61 @@ def test_any_changed_signature(place):
     note = GO_NOTE[: start + place] + changed + GO_NOTE[start + place + 1 :]
     with pytest.raises(NoteError):
         open_note(note, [Verifier.parse(GO_KEY)])
+
+
+def cosigned(text, name="witness.example/w1", when=1_679_315_147):
+    """A note that a witness cosigned, put together as C2SP tlog-cosignature says."""
+    key = Signer(name, b"w" * 32)
+    verifier = Verifier(name, key.verifier.public_key, cosigns=True)
+    signature = key.sign(f"cosignature/v1\ntime {when}\n{text}".encode())
+    line = base64.b64encode(verifier.key_id + when.to_bytes(8) + signature).decode()
+    return verifier, f"\N{EM DASH} {name} {line}\n"
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_cosignature(when):
+    """A witness's signature counts over this checkpoint at this time, and for nothing else."""
+    text = Checkpoint("example.org/log", 7, tree_hash([])).text()
+    verifier, line = cosigned(text, when=when)
+    assert Verifier.parse(str(verifier)) == verifier
+    note = add_signatures(sign_note(text, SIGNER), [line], [verifier])
+    assert open_note(note, [verifier]) == (text, [verifier])
+    assert open_note(note, [SIGNER.verifier, verifier])[1] == [SIGNER.verifier, verifier]
+    _, later = cosigned(text, when=when ^ 1)
+    place = line.index(" ", 2) + 1
+    for wrong in (
+        line[: place + 20] + later[place + 20 :],  # the signature is over another time
+        line[: place + 40] + ("B" if line[place + 40] == "A" else "A") + line[place + 41 :],
+    ):
+        with pytest.raises(NoteError):
+            add_signatures(note, [wrong], [verifier])
+    with pytest.raises(NoteError):
+        open_note(note.replace("\n7\n", "\n8\n"), [verifier])
+
+
+def test_a_log_key_is_no_witness():
+    """A plain signature by a witness's key is no cosignature, nor the other way round."""
+    text = Checkpoint("example.org/log", 7, tree_hash([])).text()
+    verifier, line = cosigned(text)
+    plain = Verifier(verifier.name, verifier.public_key)
+    with pytest.raises(NoteError):
+        open_note(sign_note(text, Signer(verifier.name, b"w" * 32)), [verifier])
+    with pytest.raises(NoteError):
+        open_note(f"{text}\n{line}", [plain])
+    with pytest.raises(NoteError):
+        Signer.parse("PRIVATE+KEY+" + str(verifier))
+
+
+def test_signatures_are_added_once():
+    """Of an answer only wanted lines are taken, each key's once; anything else in it is refused or
+    left out."""
+    text = Checkpoint("example.org/log", 7, tree_hash([])).text()
+    first, line = cosigned(text)
+    second, other = cosigned(text, "witness.example/w2")
+    note = sign_note(text, SIGNER)
+    both = add_signatures(note, [line + other, other, line], [first, second])
+    assert both == note + line + other
+    assert add_signatures(note, [line + other], [second]) == note + other
+    for nonsense in ("", "hello", line[:-1], line + "\n", "\n\n" + line, "<html>\n"):
+        with pytest.raises(NoteError):
+            add_signatures(note, [nonsense], [first])

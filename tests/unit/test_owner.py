@@ -81,7 +81,7 @@ def test_signed_and_not_stored(log):
     log.writer.put(batch.first, batch.leaves, batch.tiles, batch.note, batch.attachments)
     log.restart()
     assert log.log.stored.tree.size == 3
-    assert checkpoints.foreign(log.client, log.log.sealed, log.log.key) == ""
+    assert checkpoints.foreign(log.client, log.log.sealed, log.log.verifiers) == ""
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_foreign_checkpoints(log, size, root, signer, wrong):
     note = sign_note(Checkpoint(SIGNER.name, size, root * 32).text(), signer)
     values = [(SIGNER.name, size, note)]
     log.client.execute("INSERT INTO checkpoints (origin, size, note) VALUES", values)
-    assert checkpoints.foreign(log.client, log.log.sealed, log.log.key) == wrong
+    assert checkpoints.foreign(log.client, log.log.sealed, log.log.verifiers) == wrong
 
 
 @pytest.mark.parametrize("good", range(4))

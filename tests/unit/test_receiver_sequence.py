@@ -6,7 +6,8 @@ from logs import SIGNER, TestLog
 from authz.errors import UsageError
 from authz.journal.segments import CorruptJournalError
 from authz.ledger import Checkpoint, Signer, leaf_hash, tree_hash
-from authz.receiver.sequence import Log, Place
+from authz.receiver.sequence import Log
+from authz.receiver.state import Place
 from authz.record import canonical
 
 
@@ -153,6 +154,7 @@ def test_privacy_key_is_pinned(log):
         b'{"size": 1, "edge": [["AAAA"]], "sealed_at": 0, "writers": {}, "privacy_key_id": ""}',
         b'{"size": 1, "edge": [["!"]], "sealed_at": 0, "writers": {}, "privacy_key_id": ""}',
         b'{"size": 1, "edge": 7, "sealed_at": 0, "writers": {}, "privacy_key_id": ""}',
+        b'{"size": 0, "edge": [], "sealed_at": 0, "writers": {}, "privacy_key_id": "", "keys": 5}',
         b'{"size": -1, "edge": [], "sealed_at": 0, "writers": {}, "privacy_key_id": ""}',
     ],
 )  # fmt: skip

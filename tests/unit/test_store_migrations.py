@@ -18,7 +18,7 @@ from logs import SIGNER, TRUST, TestLog
 
 from authz.errors import UsageError
 from authz.ledger import Tree, leaf_hash
-from authz.receiver.sequence import State
+from authz.receiver.state import State
 from authz.record import FIELDS, canonical
 from authz.store import migrations
 from authz.store.client import connect
