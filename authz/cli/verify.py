@@ -115,6 +115,9 @@ def show(report: Report, console: Console) -> None:
             f"{log.origin}: {log.size} records under {log.checkpoints} signed checkpoints,"
             f" {log.writers} writers, root {log.root}"
         )
+        for seen, who in ((log.anchored, "an anchor"), (log.witnessed, "the witnesses")):
+            if seen:
+                console.print(f"  {seen} of them seen by {who}, {max(log.size - seen, 0)} not yet")
         if log.more_findings:
             console.print(f"  and {log.more_findings} findings more")
     for month in report.detached:

@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +13,15 @@ from authz.ledger import (
     TILE_WIDTH,
     Checkpoint,
     NoteError,
+    Place,
+    ProofError,
     Tile,
     Tree,
+    Verifier,
     leaf_hash,
     leaf_hashes,
     open_note,
+    root_at,
     signers,
 )
 from authz.record import Record, canonical
@@ -27,6 +31,7 @@ from authz.verify.attachments import Attachments
 from authz.verify.chains import Chains
 from authz.verify.report import Finding, LogReport
 from authz.verify.source import Logs
+from authz.verify.witnessed import Witnessed, read_anchors
 
 UNSEALED_SECONDS = 10
 _NO_LEAF = bytes(32)  # stands for a row that no record could have left
@@ -102,6 +107,8 @@ class LogCheck:
         self._differing: list[int] = []  # where rows and tiles do, no root judged it
         self._intact_up_to = 0
         self._first, self._end = 0, 0
+        self._signed: list[tuple[int, list[Verifier]]] = []
+        self.witnessed = Witnessed(log, read_anchors(log))  # before the log's own
 
     def begin(self, start: Start | None = None) -> int:
         """The newest checkpoint, which may not be older than what was accepted. Returns how many
@@ -117,6 +124,8 @@ class LogCheck:
             self._first = self._intact_up_to = start.first
             self.tree, self.chains = start.tree, start.chains
             self.sealed_at = start.sealed_at
+            self.witnessed.since = start.first
+            self.witnessed.witnessed = (self._accepted or {}).get("witnessed", 0)
         self._end = self.report.size
         return max(self._end - self._first, 0)
 
@@ -140,8 +149,8 @@ class LogCheck:
     def records(self, part: Part) -> Iterator[Record]:
         """The records of a part that can be some, as they are found right or wrong."""
         for size, note in part.checkpoints:
-            if checkpoint := self._checkpoint(size, note):
-                self._met(checkpoint)
+            if opened := self._checkpoint(size, note):
+                self._met(*opened, note)
         hashes = leaf_hashes(part.leaves)
         told: Sequence[bytes | None]
         if hashes == part.hashes and part.indexes[0] == part.first:
@@ -164,6 +173,10 @@ class LogCheck:
             self._unsealed()
         for index, text in self._attachments.policies(self._source):
             self._find("policy_text", index, index, text)
+        for finding in self.witnessed.findings(self.report.size, self._root_at):
+            self.report.add(finding)
+        self.report.anchored = self.witnessed.anchored
+        self.report.witnessed = self.witnessed.witnessed
         self.report.writers = len(self.chains)
 
     def to_json(self) -> dict[str, Any]:
@@ -171,7 +184,8 @@ class LogCheck:
         edge = [[base64.b64encode(one).decode() for one in level] for level in self.tree.edge]
         return {
             "size": self.report.size, "root": self.report.root, "edge": edge,
-            "sealed_at": self.sealed_at, "writers": self.chains.to_json(),
+            "sealed_at": self.sealed_at, "witnessed": self.witnessed.witnessed,
+            "writers": self.chains.to_json(),
         }  # fmt: skip
 
     def root(self, size: int) -> bytes | None:
@@ -180,7 +194,7 @@ class LogCheck:
             return self._roots[size]
         for note in self._source.checkpoints(self.origin, size):
             try:
-                return self._opened(size, note).root
+                return self._opened(size, note)[0].root
             except NoteError:
                 continue
         return None
@@ -189,7 +203,7 @@ class LogCheck:
         """The newest checkpoint: a log at work goes on."""
         for size, note in self._source.newest(self.origin):
             try:
-                return self._opened(size, note)
+                return self._opened(size, note)[0]
             except NoteError:
                 continue
         return None
@@ -203,8 +217,8 @@ class LogCheck:
             said = False
             for size, note in self._source.newest(self.origin):
                 said = True
-                if checkpoint := self._checkpoint(size, note):
-                    return checkpoint
+                if opened := self._checkpoint(size, note):
+                    return opened[0]
             there = self._source.beyond(self.origin, 0)[2]
             if said or not there or time.monotonic() > until:
                 self.report.checkpoints = 0
@@ -215,7 +229,7 @@ class LogCheck:
                 return None
             time.sleep(0.2)
 
-    def _checkpoint(self, size: int, note: str) -> Checkpoint | None:
+    def _checkpoint(self, size: int, note: str) -> tuple[Checkpoint, list[Verifier]] | None:
         try:
             return self._opened(size, note)
         except NoteError as error:
@@ -226,21 +240,35 @@ class LogCheck:
                 self.report.add(finding)
             return None
 
-    def _opened(self, size: int, note: str) -> Checkpoint:
-        """The checkpoint in a row. Raises `NoteError`, worded to go on from "size N"."""
+    def _opened(self, size: int, note: str) -> tuple[Checkpoint, list[Verifier]]:
+        """The checkpoint in a row, and who of the trusted signed it. Raises `NoteError`, worded to
+        go on from "size N"."""
         try:
-            checkpoint = Checkpoint.parse(open_note(note, self.log.keys)[0])
+            text, signed = open_note(note, self.log.keys)
+            checkpoint = Checkpoint.parse(text)
         except NoteError as error:
             raise NoteError(f": {error}") from None
         if (checkpoint.origin, checkpoint.size) != (self.origin, size):
             raise NoteError(" is another's")
-        return checkpoint
+        return checkpoint, signed
 
-    def _met(self, checkpoint: Checkpoint) -> None:
-        self.report.checkpoints += 1
+    def _met(self, checkpoint: Checkpoint, signed: list[Verifier], note: str) -> None:
+        if not self._signed or self._signed[-1][0] != checkpoint.size:
+            self.report.checkpoints += 1
+        self._signed.append((checkpoint.size, signed))
+        self.witnessed.add(checkpoint, note)
         if self._roots.setdefault(checkpoint.size, checkpoint.root) != checkpoint.root:
             text = f"two different roots were signed for size {checkpoint.size}"
             self._find("fork", -1, -1, text)
+
+    def signed_by(self, signs: Callable[[str, int], Verifier | None]) -> None:
+        """Hold the checkpoints since the last call against the key that `signs` at each size."""
+        for size, signed in self._signed:
+            key = signs(self.origin, size)
+            if key is not None and key not in signed:
+                text = f"the checkpoint of size {size} is not signed by the log's key then, {key}"
+                self._find("other_key", -1, -1, text)
+        self._signed.clear()
 
     def _expect(self, accepted: dict[str, Any]) -> None:
         """What was accepted before must still be there, at its place."""
@@ -382,6 +410,20 @@ class LogCheck:
             self._roots[size] = root
             self._advance(self._end, size, [None] * len(hashes), hashes)
             return
+
+    def _root_at(self, size: int) -> bytes | None:
+        """The root over the first records, as the tiles have it, which are checked by now."""
+        try:
+            return root_at(size, self._tiles)
+        except ProofError:
+            return None
+
+    def _tiles(self, places: Sequence[Place]) -> list[bytes]:
+        found = []
+        for place in places:
+            stored = self._source.tiles(self.origin, place.level, place.index, place.index + 1)
+            found.append(stored[-1][1] if stored else b"")
+        return found
 
     # Step 6: the tiles above the leaves.
 

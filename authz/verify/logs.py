@@ -11,8 +11,10 @@
 6. The tiles above the leaves are compared with those recomputed.
 7. Rows beyond the newest checkpoint must be covered by one within 10 s.
 8. What the records carried along and is still there must be what they name.
-9. The tables and views themselves must be those that the schema made.
-10. What the logs' rosters say of each other must still be so (`authz.verify.roster`), and what
+9. Each rotation of the log's key must be signed by both keys, and each checkpoint by the key of its
+   time; anchors and witnesses must have seen the log as it is (`authz.verify.witnessed`).
+10. The tables and views themselves must be those that the schema made.
+11. What the logs' rosters say of each other must still be so (`authz.verify.roster`), and what
    their summaries say of each interval (`authz.verify.accounts`).
 
 Records are streamed; what is held of each log is two chunks and the trees' edges. While that goes
@@ -43,6 +45,7 @@ from authz.verify.log import Astray, LogCheck
 from authz.verify.partial import Told, after, before
 from authz.verify.report import Finding, LogReport, Report
 from authz.verify.roster import Rosters
+from authz.verify.rotation import Rotations
 from authz.verify.source import Logs
 
 _CHUNK = 64 * TILE_WIDTH
@@ -97,6 +100,7 @@ def verify_logs(
     summaries = {log.origin: source.notices(log.origin, "interval_summary") for log in logs}
     accounts = Told() if report.partial else Accounts(summaries)
     rosters = Rosters({name: (check.log.keys, check.root) for name, check in checks.items()})
+    rotations = Rotations({name: check.log.keys for name, check in checks.items()})
     done = 0
     with _ahead() as ahead:
         parts = heapq.merge(*(_parts(check, ahead, epochs) for check in checks.values()), key=_time)
@@ -109,6 +113,10 @@ def verify_logs(
                         check.report.add(Finding("interval", origin, index, index, text))
                 if record.get("kind") == "notice":
                     rosters.add(record, origin)
+                    for text in rotations.add(record, origin):
+                        index = record.get("index", 0)
+                        check.report.add(Finding("rotation", origin, index, index, text))
+            check.signed_by(rotations.signs)
             done += part.end - part.first
             progress(done, total)
         for check in checks.values():

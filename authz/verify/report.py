@@ -33,6 +33,10 @@ class LogReport:
     checkpoints: int = 0
     writers: int = 0
     doubles: int = 0
+    anchored: int = 0
+    """How many records an anchor has seen as they are; what is beyond can still be rewritten."""
+    witnessed: int = 0
+    """The same of the witnesses, by the quorum that the trust file asks for."""
     findings: list[Finding] = field(default_factory=list)
     more_findings: int = 0
 
