@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 import orjson
 
-from authz.ledger import Checkpoint, ProofError, TlogProof, Verifier, leaf_hash, verify_inclusion
+from authz.ledger import (
+    Checkpoint,
+    NoteError,
+    ProofError,
+    TlogProof,
+    Verifier,
+    leaf_hash,
+    open_note,
+    verify_inclusion,
+)
 from authz.ledger.proofs import Reader, prove_inclusion
 from authz.record import Record, canonical
 from authz.trust import TrustedLog
@@ -51,6 +60,7 @@ def check_proof(text: str, logs: Sequence[TrustedLog]) -> Proven:
     2. The checkpoint is of a log that is trusted, and signed by one of that log's keys.
     3. The hashes lead from the record to the checkpoint's root.
     4. The record is in canonical form, and says itself that it stands there.
+    5. As many witnesses cosigned the checkpoint as the trust file asks for.
 
     Raises `ProofError` or `NoteError`, which say what is wrong.
     """
@@ -58,14 +68,29 @@ def check_proof(text: str, logs: Sequence[TrustedLog]) -> Proven:
     if proof.leaf is None:
         raise ProofError("the file holds no record (the proof's extra data)")
     origin = proof.claimed.origin
-    keys = [key for log in logs if log.origin == origin for key in log.keys]
-    if not keys:
+    log = next((log for log in logs if log.origin == origin), None)
+    if log is None:
         raise ProofError("it is of a log that the trust file does not name")
-    checkpoint, signed = proof.verify(proof.leaf, keys)
+    checkpoint, signed = proof.verify(proof.leaf, log.keys)
     record = _record(proof.leaf)
     if (record.get("origin", ""), record.get("index", 0)) != (origin, proof.index):
         raise ProofError("the record says that it stands elsewhere")
+    signed += _witnesses(proof, log)
     return Proven(record, proof, checkpoint, tuple(signed))
+
+
+def _witnesses(proof: TlogProof, log: TrustedLog) -> list[Verifier]:
+    """Those of the log's that cosigned the checkpoint. Raises `ProofError` for too few."""
+    try:
+        cosigned = open_note(proof.checkpoint, log.witnesses)[1] if log.witnesses else []
+    except NoteError:
+        cosigned = []
+    if len(set(cosigned)) < log.quorum:
+        raise ProofError(
+            f"{len(set(cosigned))} of the trusted witnesses cosigned the checkpoint; the trust file"
+            f" asks for {log.quorum}: let `authz prove` make the proof again once they have"
+        )
+    return cosigned
 
 
 def _record(leaf: bytes) -> Record:

@@ -6,7 +6,9 @@ import pytest
 from logs import SIGNER, TestLog
 
 from authz.anchors import put
-from authz.ledger import Signer, Verifier, add_signatures
+from authz.ledger import ProofError, Signer, Verifier, add_signatures
+from authz.proof import check_proof, make_proof
+from authz.store.tiles import Tiles, leaves
 from authz.trust import TrustedLog
 from authz.verify import verify_store
 
@@ -116,3 +118,21 @@ def test_rewritten_behind_a_witness(site):
     put(anchor, ORIGIN, 200, seen)
     report = verify(client, anchors=(anchor,), witnesses=(COSIGNS,), quorum=1)
     assert {kind for kind, *_ in found(report)} == {"anchor_fork", "fork"}
+
+
+def test_proof_wants_witnesses(site):
+    """A proof is good for who asks for witnesses only under a checkpoint that they cosigned."""
+    client, _, _ = site
+    log = TrustedLog(ORIGIN, (SIGNER.verifier,), (), (COSIGNS,), 1)
+    [leaf] = leaves(client, ORIGIN, 7, 8)[7]
+    for note, said in (
+        (notes(client)[300], "0 of the trusted"),
+        (cosigned(notes(client)[200]), ""),
+    ):
+        proof = str(make_proof(leaf, 7, note, Tiles(client, ORIGIN)))
+        assert check_proof(proof, [TrustedLog(ORIGIN, (SIGNER.verifier,))]).proof.index == 7
+        if said:
+            with pytest.raises(ProofError, match=said):
+                check_proof(proof, [log])
+        else:
+            assert COSIGNS in check_proof(proof, [log]).signed
