@@ -145,6 +145,10 @@ class Expiries:
                 for kind, text in self._judge(notice, root_at):
                     yield kind, origin, index, text
 
+    def told(self) -> list[Expiry]:
+        """All notices that can be read, in log order, whatever is wrong with them."""
+        return [n.expiry for each in self._notices.values() for n in each if n.expiry]
+
     def accepted(self) -> list[Expiry]:
         """What the report tells: the notices that let something be gone, in log order."""
         return [one.expiry for each in self._notices.values() for one in each
