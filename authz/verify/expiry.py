@@ -58,6 +58,7 @@ class _Notice:
     expiry: Expiry | None
     wrong: str = ""  # why it tells nothing
     confirmed: bool = False
+    counts: bool = False  # lets something be gone
 
 
 @dataclass(slots=True)
@@ -86,6 +87,7 @@ class Expiries:
             notice = self._read(record)
             self._notices.setdefault(place_of(record), []).append(notice)
             if notice.expiry and not notice.wrong and not heedless(notice.expiry):
+                notice.counts = True
                 for one in notice.expiry.ranges:
                     log = self._logs.setdefault(one.origin, _Log())
                     log.told.append(Told(one, notice.expiry.place))
@@ -152,7 +154,7 @@ class Expiries:
     def accepted(self) -> list[Expiry]:
         """What the report tells: the notices that let something be gone, in log order."""
         return [one.expiry for each in self._notices.values() for one in each
-                if one.expiry and one.confirmed and not one.wrong]  # fmt: skip
+                if one.expiry and one.confirmed and one.counts]  # fmt: skip
 
     def _judge(self, notice: _Notice, root_at: RootAt) -> Iterator[tuple[str, str]]:
         if not notice.confirmed:

@@ -25,6 +25,7 @@ from authz.retention import (
     release_notice,
 )
 from authz.retention.notices import lifted
+from authz.trust import load_expiry_writers
 
 SIGNER = Signer("officer-1", bytes(range(32)))
 NOW = 1_795_000_000_000_000
@@ -220,3 +221,25 @@ def test_holds_that_hold_nothing(details):
     """What names nobody, or is malformed, is no hold."""
     told = {"kind": "notice", "event": "legal_hold", "details": details}
     assert holds_in_force(log_of(told)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("logs: []", None),
+        ("logs: []\nexpiry_writers: []", ()),
+        (f"expiry_writers: ['{SIGNER.verifier}']", (SIGNER.verifier,)),
+    ],
+)
+def test_expiry_writers(tmp_path, text, keys):
+    """A trust file may say whose notices let records expire; an empty list means nobody's."""
+    (tmp_path / "trust.yaml").write_text(text)
+    assert load_expiry_writers(tmp_path / "trust.yaml") == keys
+
+
+@pytest.mark.parametrize("text", ["expiry_writers: x", "expiry_writers: 5", "[]", "a: [", ""])
+def test_no_expiry_writers(tmp_path, text):
+    """What is none is an error that names the key."""
+    (tmp_path / "trust.yaml").write_text(text)
+    with pytest.raises(UsageError, match="expiry_writers"):
+        load_expiry_writers(tmp_path / "trust.yaml")
