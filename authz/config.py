@@ -54,6 +54,7 @@ Admin = Annotated[
 Decision = Annotated[
     str, _form(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)+", "package and rule, such as envoy/authz/allow")
 ]
+Retention = Annotated[str, _form("[0-9]{1,6}[yd]", "years or days such as 6y or 90d")]
 Origin = Annotated[
     str, _form(r"[^\s+]{1,200}", "a name without spaces or '+', such as <cluster>/<receiver>")
 ]
@@ -222,6 +223,10 @@ class Privacy(_Section):
     seal_bodies: bool = Field(False, description="bodies too")
     sealing_key: Path | None = Field(
         None, description="sealing key file (default: DATA_DIR/sealing.key)"
+    )
+    sealed_retention: Retention | None = Field(
+        None,
+        description="how long `retention apply` keeps sealed inputs (90d); else like records",
     )
     fhir_bases: tuple[str, ...] = Field(
         ("/fhir",), description="paths under which FHIR R4 is served"

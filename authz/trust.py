@@ -31,6 +31,16 @@ class TrustedLog:
 def load_trust(path: Path) -> list[TrustedLog]:
     """The logs in a trust file; its relative directories are beside it. Raises `UsageError` that
     names what is wrong and the mend."""
+    return [log.trusted(path.parent) for log in _load(path).logs]
+
+
+def load_expiry_writers(path: Path) -> tuple[Verifier, ...] | None:
+    """Whose notices let records expire, by a trust file's `expiry_writers`; None where it does not
+    say. Raises `UsageError`."""
+    return _load(path).expiry_writers  # type: ignore[return-value]
+
+
+def _load(path: Path) -> "_Trust":
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -40,11 +50,10 @@ def load_trust(path: Path) -> list[TrustedLog]:
             f"--trust {path}: not YAML; want 'logs:' with 'origin:' and 'keys:' of each log"
         ) from None
     try:
-        trust = _Trust.model_validate(content)
+        return _Trust.model_validate(content)
     except ValidationError as error:
         wrong = "\n".join(_explain(item) for item in error.errors(include_url=False))
         raise UsageError(f"--trust {path}: {wrong}") from None
-    return [log.trusted(path.parent) for log in trust.logs]
 
 
 def _key(text: str, *, cosigns: bool) -> Verifier:
@@ -107,6 +116,7 @@ class _Log(_Section):
 
 class _Trust(_Section):
     logs: tuple[_Log, ...]
+    expiry_writers: tuple[Annotated[str, AfterValidator(log_key)], ...] | None = None
 
     @model_validator(mode="after")
     def _different(self) -> "_Trust":

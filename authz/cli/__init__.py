@@ -14,6 +14,7 @@ from authz.cli import (  # noqa: F401 - each registers its commands
     policy,
     policy_show,
     prove,
+    retention,
     serve,
     verify,
 )

@@ -8,6 +8,7 @@ import os
 import pwd
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
@@ -126,6 +127,14 @@ def record_it(
 ) -> "Told":
     """Get `record` into the log of the receiver of `options`, as the writer of `data_dir`; with
     `privacy_key_id`, only if that is the log's own. Raises `AuthzError`."""
+    return record_all(options, data_dir, [record], privacy_key_id)
+
+
+def record_all(
+    options: config.ExtAuthz, data_dir: Path | None, records: Sequence[Record],
+    privacy_key_id: str = "",
+) -> "Told":  # fmt: skip
+    """The same for several, in this order."""
     from authz.serve import tls  # noqa: PLC0415 - grpc is slow to import
     from authz.serve.tell import tell  # noqa: PLC0415
 
@@ -133,11 +142,12 @@ def record_it(
     # What happens to the connection is told by this command's own errors.
     silent = structlog.make_filtering_bound_logger(logging.CRITICAL)
     structlog.configure(wrapper_class=silent)
-    directory = data_dir or _own_directory(address)
-    return asyncio.run(tell(address, connect, directory, [dict(record)], privacy_key_id))
+    directory = data_dir or own_directory(address)
+    copies = [dict(record) for record in records]
+    return asyncio.run(tell(address, connect, directory, copies, privacy_key_id))
 
 
-def _own_directory(receiver: str) -> Path:
+def own_directory(receiver: str) -> Path:
     """The user's for this receiver: a writer is bound to one log."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "authz" / quote(receiver, safe="")

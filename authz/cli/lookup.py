@@ -57,7 +57,7 @@ def lookup(
     now_us = time.time_ns() // 1000
     why = as_given("--reason", reason, "reason")
     code = as_given("--purpose", purpose, "purpose") if purpose else ""
-    identifiers = _identifiers(patient)
+    identifiers = identifiers_of(patient)
     window = Window(
         None if since is None else moment("--since", since, now_us),
         None if until is None else moment("--until", until, now_us),
@@ -69,8 +69,8 @@ def lookup(
         raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
     if options.ext_authz.receiver is None:
         raise UsageError("--receiver is missing: a look is recorded before anything is shown")
-    keys = _keys(options)
-    patients = _tokens(keys, identifiers)
+    keys = keys_of(options)
+    patients = tokens_of(keys, identifiers)
     tokens = [token for own in patients for token in own]
     asked = {"since": window.since_us or 0, "until": window.until_us or 0, "limit": limit}
     notice = look_notice("lookup", user(), why, code, tokens, now_us, asked)
@@ -179,7 +179,7 @@ def _listed(found: "Lookup") -> str:
     return ", ".join(map(printable, found.other_keys))
 
 
-def _keys(options: config.Config) -> list[PrivacyKey]:
+def keys_of(options: config.Config) -> list[PrivacyKey]:
     """The deployment's key, then those before it. None is made here: it would find nothing."""
     first = options.privacy.key or options.data_dir / "privacy.key"
     for path in (first, *options.privacy.old_keys):
@@ -194,7 +194,7 @@ def _keys(options: config.Config) -> list[PrivacyKey]:
         raise UnavailableError(f"{error.filename}: {error.strerror}") from None
 
 
-def _identifiers(given: Sequence[str]) -> list[str]:
+def identifiers_of(given: Sequence[str]) -> list[str]:
     """Those of ``--patient``, in order and once. No message repeats one."""
     found: list[str] = []
     for one in given:
@@ -209,7 +209,7 @@ def _identifiers(given: Sequence[str]) -> list[str]:
     return found
 
 
-def _tokens(keys: Sequence[PrivacyKey], identifiers: Sequence[str]) -> list[list[str]]:
+def tokens_of(keys: Sequence[PrivacyKey], identifiers: Sequence[str]) -> list[list[str]]:
     """Of each patient, the tokens under each key: as many as the record of a look can hold."""
     most = FIELD["patients"].items
     if len(keys) * len(identifiers) > most:

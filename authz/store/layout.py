@@ -7,7 +7,7 @@ database (`of`), so that nobody has to say it twice, or can say it wrongly.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clickhouse_driver import Client
@@ -70,6 +70,24 @@ class Layout:
         path = f"/clickhouse/tables/all/{self.database}/{table.name}"
         return self._kept(self.name(table.name), table, path, "{shard}-{replica}")
 
+    def like(self, table: str, new: str, engines: Mapping[str, str]) -> list[str]:
+        """What creates `new`, empty, as `table` is by now; `engines` are those of its tables, as
+        ``system.tables`` has them in full."""
+        rows = f"{table}_local" if self.cluster is not None else table
+        new_rows = f"{new}_local" if self.cluster is not None else new
+        path = engines[rows].replace(f"/{rows}'", f"/{new_rows}'")  # of a replicated one
+        created = [f"CREATE TABLE {self.rows(new)}{self._on} AS {self.rows(table)} ENGINE = {path}"]
+        if self.cluster is not None:
+            engine = engines[table].replace(f"'{rows}'", f"'{new_rows}'")
+            create = f"CREATE TABLE {self.name(new)}{self._on} AS {self.name(table)}"
+            created.append(f"{create} ENGINE = {engine}")
+        return created
+
+    def drop(self, table: str) -> list[str]:
+        """What drops a table of `like`."""
+        names = dict.fromkeys((self.name(table), self.rows(table)))
+        return [f"DROP TABLE IF EXISTS {name}{self._on} SYNC" for name in names]
+
     def alter_columns(self, table: str, changes: Sequence[str]) -> list[str]:
         """Columns come first where the rows are, then in front of them."""
         altered = [self.alter_rows(table, ", ".join(changes))]
@@ -108,6 +126,11 @@ class Layout:
     def not_in_other(self) -> str:
         """NOT IN, of a query on a table within a query on it: rows of all shards are meant."""
         return "NOT IN" if self.cluster is None else "GLOBAL NOT IN"
+
+    @property
+    def in_other(self) -> str:
+        """The same for IN."""
+        return "IN" if self.cluster is None else "GLOBAL IN"
 
     @property
     def any_join_other(self) -> str:

@@ -4,7 +4,7 @@ A row is made from its leaf by the database itself: what is inserted is the text
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clickhouse_driver import Client
@@ -134,3 +134,11 @@ def count(copies: Copies, origin: str, first: int, end: int) -> int:
     """How many different indexes of a range are kept."""
     values = {"origin": origin, "first": first, "end": end}
     return copies.count_kept("audit_log", "index", _RANGE, values)
+
+
+def select(client: Client, condition: str, values: Mapping[str, Any]) -> Iterator[Record]:
+    """The records of all logs that meet `condition`, in log order. For few."""
+    query = f"SELECT {_SELECTED} FROM audit_log WHERE {condition} ORDER BY origin, index"
+    columns = client.execute(query, dict(values), columnar=True)
+    if columns:
+        yield from to_records([_as_text(column) for column in columns])
