@@ -22,7 +22,7 @@ from authz.journal.segments import replace_file
 from authz.store import migrations
 from authz.store.client import QUERY_ERRORS, connect, explain
 from authz.store.logs import StoredLogs
-from authz.trust import load_trust
+from authz.trust import load_expiry_writers, load_trust
 from authz.verify import Report
 from authz.verify.folder import FolderLogs
 from authz.verify.logs import State, Window, state_of, verify_logs
@@ -68,8 +68,9 @@ def verify(
         source = FolderLogs(folder) if folder else _stored(url)
         with progress_bar("verifying") as update:
             report = verify_logs(
-                source, logs, accepted, update, window=window, incremental=incremental
-            )
+                source, logs, accepted, update, window=window, incremental=incremental,
+                expiry_writers=load_expiry_writers(trust),
+            )  # fmt: skip
     except QUERY_ERRORS as error:
         raise explain(error, url) from None
     if state and report.verified and not window:
@@ -115,6 +116,10 @@ def show(report: Report, console: Console) -> None:
             f"{log.origin}: {log.size} records under {log.checkpoints} signed checkpoints,"
             f" {log.writers} writers, root {log.root}"
         )
+        if log.expired:
+            console.print(
+                f"  {log.expired} of them have expired by the rules, and their hashes stay"
+            )
         for seen, who in ((log.anchored, "an anchor"), (log.witnessed, "the witnesses")):
             if seen:
                 console.print(f"  {seen} of them seen by {who}, {max(log.size - seen, 0)} not yet")

@@ -76,6 +76,11 @@ class Spans:
                 first = stop  # noqa: PLW2901 - what is before is done
         return Spans(tuple(left))
 
+    @property
+    def end(self) -> int:
+        """The first index after all of them."""
+        return self.pairs[-1][1] if self.pairs else 0
+
     def within(self, first: int, end: int) -> "Spans":
         """Those from `first` up to `end`."""
         cut = ((max(first, a), min(end, b)) for a, b in self.pairs)

@@ -9,7 +9,7 @@ from typing import Any
 from clickhouse_driver import Client
 
 from authz.record import Record, text
-from authz.store import definitions, rows
+from authz.store import definitions, retention, rows
 
 _NOTE_CAP = 65_536
 _ORIGIN_CAP = 1024
@@ -137,6 +137,11 @@ class StoredLogs:
             if len(found) < _READ_AT_ONCE:
                 return
             first = found[-1][0] + 1
+
+    def expiry_notices(self) -> Iterator[Record]:
+        """What writers told of holds and of what has expired, in all logs, in log order."""
+        with self._lock:
+            yield from list(retention.read_notices(self._client))
 
     def wrong_policies(self, revisions: Sequence[str]) -> Iterator[str]:
         """Those whose archived text is another."""

@@ -107,9 +107,14 @@ class Accounts:
     """`add` the records of all logs, each log's in order; then `finish`."""
 
     def __init__(
-        self, summaries: Mapping[str, Iterable[Summary]], grace_seconds: float = 60
+        self,
+        summaries: Mapping[str, Iterable[Summary]],
+        grace_seconds: float = 60,
+        cuts: Mapping[str, int] | None = None,
     ) -> None:
-        """`summaries` are each log's, in order."""
+        """`summaries` are each log's, in order. Records before a log's cut may be gone: what was
+        told of them cannot be counted again."""
+        self._cuts = cuts or {}
         self._logs = {origin: _Log(told) for origin, told in summaries.items()}
         self._rest = Rest(grace_seconds)
         self._newest = 0  # when the newest record of all was sealed
@@ -156,6 +161,8 @@ class Accounts:
             yield "an interval's summary is malformed, or comes before the interval has ended"
             return
         before, log.told_end = log.told_end, interval.end
+        if interval.first < self._cuts.get(str(record.get("origin", "")), 0):
+            return
         if before is not None and interval.first != before:
             yield f"the interval begins at {interval.first}; the one before it ended at {before}"
         yield from _differences(interval)

@@ -24,6 +24,7 @@ class _Writer:
     seq: int = 0
     head: str = ""
     heads: dict[int, str] = field(default_factory=dict)  # by number, since the last one signed
+    index: int = -1  # in the log, of the newest record
 
     def move(self, seq: int, head: str) -> None:
         self.seq, self.head = seq, head
@@ -47,6 +48,8 @@ class Chains:
         self._writers: dict[str, _Writer] = {}
         self._from_beginning = from_beginning
         self._before: Chains | None = None
+        self.expired_to = 0
+        """Records before this index of the log may be gone, so that a writer's may be missing."""
 
     def __len__(self) -> int:
         return len(self._writers)
@@ -73,6 +76,9 @@ class Chains:
             if not self._from_beginning:
                 writer.seq, writer.head = seq - 1, str(record.get("prev", ""))
         wrong: list[tuple[str, str]] = []
+        if self.expired_to and writer.index < self.expired_to and seq > writer.seq + 1:
+            writer.seq, writer.head = seq - 1, str(record.get("prev", ""))
+        writer.index = record.get("index", 0)  # type: ignore[assignment]
         if seq <= writer.seq:
             text = f"record {seq} of writer {name} comes again, after {writer.seq}"
             wrong.append(("replayed", text))
@@ -130,7 +136,7 @@ class Chains:
         except (ValueError, KeyError, TypeError, binascii.Error):
             yield "chain_head", f"a notice of writer {name} is malformed"
             return
-        if writer.key is None and not self._from_beginning:
+        if writer.key is None and (self.expired_to or not self._from_beginning):
             return
         if writer.key is None:
             yield "writer_key", f"writer {name} signs without having announced a key"
@@ -140,7 +146,8 @@ class Chains:
         except NoteError:
             yield "chain_head", f"writer {name}'s signature over its record {seq} is wrong"
             return
-        known = self._from_beginning or seq in writer.heads
+        whole = self._from_beginning and not self.expired_to
+        known = whole or seq in writer.heads
         if not writer.signed(seq, head) and known:
             yield "chain_head", f"writer {name} signed another record {seq} than the log holds"
 

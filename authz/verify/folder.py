@@ -25,6 +25,7 @@ from authz.errors import UsageError
 from authz.ledger import HASH_BYTES, TILE_WIDTH, Place, leaf_hash, leaf_hashes
 from authz.ledger.tiles import ENTRIES, pack, unpack, width_at
 from authz.record import Record, canonical, misfit
+from authz.retention import EVENTS
 from authz.store.logs import Part, StoredLogs
 
 _CHUNK = 64 * TILE_WIDTH
@@ -99,14 +100,28 @@ class FolderLogs:
         return [(name, 0, max(notes, default=(1, ""))[0] - 1) for name, notes in unknown.items()]
 
     def notices(self, origin: str, event: str) -> Iterator[tuple[int, str]]:
+        for record in self._told(origin, (event,)):
+            if "writer_seq" not in record:
+                index = record.get("index", 0)
+                assert isinstance(index, int)
+                yield index, str(record.get("details", ""))
+
+    def expiry_notices(self) -> Iterator[Record]:
+        for origin in self._logs:
+            for record in self._told(origin, EVENTS):
+                if "writer_seq" in record:
+                    yield record
+
+    def _told(self, origin: str, events: Sequence[str]) -> Iterator[Record]:
+        """The notices of these events."""
         size = max(self._logs.get(origin, []), default=(0, ""))[0]
-        named = b'"event":%b' % orjson.dumps(event)
+        named = [b'"event":%b' % orjson.dumps(event) for event in events]
         for first in range(0, size, _CHUNK):
             for index, leaf in self._entries(origin, first, min(first + _CHUNK, size)):
-                if named in leaf and _is_record(leaf, origin, index):
-                    record = orjson.loads(leaf)
-                    if record["event"] == event and "writer_seq" not in record:
-                        yield index, str(record.get("details", ""))
+                if any(one in leaf for one in named) and _is_record(leaf, origin, index):
+                    record: Record = orjson.loads(leaf)
+                    if record.get("kind") == "notice" and record.get("event") in events:
+                        yield record
 
     def wrong_policies(self, revisions: Sequence[str]) -> Iterator[str]:
         for revision in revisions:

@@ -21,10 +21,13 @@ from authz.ledger import (
     leaf_hash,
     leaf_hashes,
     open_note,
+    prove_inclusion,
     root_at,
     signers,
+    verify_inclusion,
 )
 from authz.record import Record, canonical
+from authz.retention.spans import Spans
 from authz.store.logs import Part
 from authz.trust import TrustedLog
 from authz.verify.attachments import Attachments
@@ -36,6 +39,7 @@ from authz.verify.witnessed import Witnessed, read_anchors
 UNSEALED_SECONDS = 10
 _NO_LEAF = bytes(32)  # stands for a row that no record could have left
 _MOST_ASTRAY = 200
+_NONE = Spans()
 
 
 @dataclass(slots=True)
@@ -87,9 +91,9 @@ class LogCheck:
 
     def __init__(
         self, source: Logs, log: TrustedLog, chunk: int, astray: Astray, *,
-        accepted: dict[str, Any] | None = None, may_lack: int = 0,
+        accepted: dict[str, Any] | None = None, absent: Spans = _NONE,
     ) -> None:  # fmt: skip
-        """`chunk` is a multiple of 256. Records below `may_lack` have expired."""
+        """`chunk` is a multiple of 256. The records `absent` may be gone: they have expired."""
         self.origin = log.origin
         self.log = log
         self.report = LogReport(log.origin)
@@ -100,7 +104,7 @@ class LogCheck:
         self._chunk = chunk
         self._astray = astray
         self._accepted = accepted
-        self._may_lack = may_lack
+        self._absent = absent
         self._attachments = Attachments()
         self._roots: dict[int, bytes] = {}  # to be met, by size
         self._told: Tree | None = None  # as the rows have it, from the first record that differs
@@ -126,6 +130,7 @@ class LogCheck:
             self.sealed_at = start.sealed_at
             self.witnessed.since = start.first
             self.witnessed.witnessed = (self._accepted or {}).get("witnessed", 0)
+        self.chains.expired_to = self._absent.end
         self._end = self.report.size
         return max(self._end - self._first, 0)
 
@@ -173,7 +178,7 @@ class LogCheck:
             self._unsealed()
         for index, text in self._attachments.policies(self._source):
             self._find("policy_text", index, index, text)
-        for finding in self.witnessed.findings(self.report.size, self._root_at):
+        for finding in self.witnessed.findings(self.report.size, self.root_at):
             self.report.add(finding)
         self.report.anchored = self.witnessed.anchored
         self.report.witnessed = self.witnessed.witnessed
@@ -341,17 +346,19 @@ class LogCheck:
             yield record
 
     def _lacking(self, part: Part, told: Sequence[bytes | None]) -> None:
-        for begin, last in runs([part.first + n for n, row in enumerate(told) if row is None]):
-            begin = max(begin, self._may_lack)  # noqa: PLW2901
-            if begin > last:
-                continue
-            kind = "truncated" if last == self.report.size - 1 else "missing"
-            self._find(kind, begin, last, "not in the table, though the log was signed over it")
+        gone = Spans.of(
+            (part.first + n, part.first + n + 1) for n, row in enumerate(told) if not row
+        )
+        missing = gone - self._absent
+        self.report.expired += len(gone) - len(missing)
+        for begin, end in missing:
+            kind = "truncated" if end == self.report.size else "missing"
+            self._find(kind, begin, end - 1, "not there, though the log was signed over it")
         for begin, last in runs([part.first + n for n, t in enumerate(part.hashes) if t is None]):
             self._find("tiles", begin, last, "the log's tiles lack these leaves")
         for place, (row, tile) in enumerate(zip(told, part.hashes, strict=True)):
             index = part.first + place
-            if row != tile and tile is not None and index >= self._may_lack:
+            if row != tile and tile is not None and (row or index not in self._absent):
                 self._astray.place(tile, self.origin, index)
             if row is not None and tile is not None and row != tile:
                 self._differing.append(index)
@@ -411,12 +418,32 @@ class LogCheck:
             self._advance(self._end, size, [None] * len(hashes), hashes)
             return
 
-    def _root_at(self, size: int) -> bytes | None:
-        """The root over the first records, as the tiles have it, which are checked by now."""
+    def root_at(self, size: int) -> bytes | None:
+        """The root over the first records, as the tiles have it (checked, once `finish` is done);
+        None if the log has not so many, or a tile is gone."""
+        if size > self.report.size:
+            return None
         try:
             return root_at(size, self._tiles)
         except ProofError:
             return None
+
+    def includes(self, record: Record) -> bool:
+        """Whether a record that this check does not come by is one of the log all the same."""
+        index, size = record.get("index", 0), self.report.size
+        assert isinstance(index, int)
+        root = base64.b64decode(self.report.root)
+        try:
+            leaf = leaf_hash(canonical(record))
+            proof = prove_inclusion(index, size, self._tiles)
+            verify_inclusion(leaf, index, size, proof, root)
+        except (ProofError, ValueError, TypeError):
+            return False
+        return True
+
+    def covers(self, index: int) -> bool:
+        """Whether this check comes by the record at `index`."""
+        return self._first <= index < self._end
 
     def _tiles(self, places: Sequence[Place]) -> list[bytes]:
         found = []

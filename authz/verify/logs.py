@@ -30,17 +30,20 @@ import base64
 import gc
 import heapq
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
-from authz.ledger import TILE_WIDTH
+from authz.ledger import TILE_WIDTH, Verifier
+from authz.record import Record
 from authz.store.logs import Part
 from authz.trust import TrustedLog
 from authz.verify.accounts import Accounts
 from authz.verify.epochs import Epochs
+from authz.verify.expiry import Expiries
 from authz.verify.log import Astray, LogCheck
 from authz.verify.partial import Told, after, before
 from authz.verify.report import Finding, LogReport, Report
@@ -74,80 +77,144 @@ def verify_logs(
     *,
     window: Window | None = None,
     incremental: bool = False,
+    expiry_writers: Sequence[Verifier] | None = None,
 ) -> Report:
     """Check `logs`: all of them, or a `window`, or (`incremental`) what is new since `state`.
 
     `state` maps each origin to what was last accepted, ``size`` and ``root`` (base64) at least; it
     is brought up to date for logs found intact, but for those of a window. `progress` is called
-    with records done and all records.
+    with records done and all records. With `expiry_writers`, only notices that one of these keys
+    signed let records be gone.
     """
-    begun = time.monotonic()
-    report = Report(partial=window is not None or incremental)
     accepted = {} if state is None else state
-    chunk = max(_CHUNK // len(logs) // TILE_WIDTH, 1) * TILE_WIDTH
-    astray = Astray()
-    checks: dict[str, LogCheck] = {}
-    total = 0
-    for log in logs:
-        known = accepted.get(log.origin)
-        check = checks[log.origin] = LogCheck(source, log, chunk, astray, accepted=known)
-        if window:
-            total += before(check, source, window.since_us, window.until_us)
-        else:
-            total += check.begin(after(known) if incremental and known else None)
-    epochs = Epochs(source, checks)
-    _follow(epochs, checks, known=window is None)
-    summaries = {log.origin: source.notices(log.origin, "interval_summary") for log in logs}
-    accounts = Told() if report.partial else Accounts(summaries)
-    rosters = Rosters({name: (check.log.keys, check.root) for name, check in checks.items()})
-    rotations = Rotations({name: check.log.keys for name, check in checks.items()})
+    begun = time.monotonic()
+    run = _Run(source, logs, accepted, window, expiry_writers, incremental=incremental)
     done = 0
     with _ahead() as ahead:
-        parts = heapq.merge(*(_parts(check, ahead, epochs) for check in checks.values()), key=_time)
-        for _, origin, part in parts:
-            check = checks[origin]
-            for record in check.records(part):
-                if wrong := accounts.add(record, origin):
-                    index: Any = record.get("index", 0)
-                    for text in wrong:
-                        check.report.add(Finding("interval", origin, index, index, text))
-                if record.get("kind") == "notice":
-                    rosters.add(record, origin)
-                    for text in rotations.add(record, origin):
-                        index = record.get("index", 0)
-                        check.report.add(Finding("rotation", origin, index, index, text))
-            check.signed_by(rotations.signs)
+        for check, part in run.parts(ahead):
+            run.take(check, part)
             done += part.end - part.first
-            progress(done, total)
-        for check in checks.values():
-            check.finish()
-    report.logs += [check.report for check in checks.values()]
-    _others(source, checks, astray, report)
-    for finding in rosters.findings(lambda origin: checks[origin].newest_now()):
-        report.log(finding.origin).add(finding)
-    sizes = {log.origin: log.size for log in report.logs}
-    for finding in [*epochs.findings(sizes), *astray.findings()]:
-        report.log(finding.origin).add(finding)
-    for name, check in checks.items():
+            progress(done, run.total)
+    report = run.finish()
+    for name, check in run.checks.items():
         if not check.report.findings and not window:
             accepted[name] = check.to_json()
-    tally = accounts.finish()
-    for name in _TALLIED:
-        setattr(report, name, getattr(tally, name))
-    report.matched += tally.matched_late + tally.matched_elsewhere
-    report.gaps = tally.kinds
-    report.schema = [Finding("schema", name, -1, -1, text) for name, text in source.definitions()]
     report.checked = done
-    report.detached = list(source.detached())
     report.seconds = time.monotonic() - begun
     return report
 
 
-def _follow(epochs: Epochs, checks: dict[str, LogCheck], *, known: bool) -> None:
-    """Let writers go on where the log before left them, if that is `known`."""
-    for origin, check in checks.items():
-        if (told := epochs.before(origin)) and told.origin in checks:
-            check.chains.follow(checks[told.origin].chains if known else None)
+class _Run:
+    """One verification: all that follows the logs' records, and is judged when they have come by.
+    `total` is how many there are."""
+
+    def __init__(
+        self, source: Logs, logs: Sequence[TrustedLog], accepted: State, window: Window | None,
+        expiry_writers: Sequence[Verifier] | None, *, incremental: bool,
+    ) -> None:  # fmt: skip
+        self._source = source
+        self._report = Report(partial=window is not None or incremental)
+        self._astray = Astray()
+        self._expiries = Expiries(source.expiry_notices(), expiry_writers)
+        chunk = max(_CHUNK // len(logs) // TILE_WIDTH, 1) * TILE_WIDTH
+        self.checks: dict[str, LogCheck] = {}
+        self.total = 0
+        for log in logs:
+            known = accepted.get(log.origin)
+            absent = self._expiries.absent(log.origin)
+            check = LogCheck(source, log, chunk, self._astray, accepted=known, absent=absent)
+            self.checks[log.origin] = check
+            if window:
+                self.total += before(check, source, window.since_us, window.until_us)
+            else:
+                self.total += check.begin(after(known) if incremental and known else None)
+        self._epochs = Epochs(source, self.checks)
+        self._follow(known=window is None)
+        self._wanted = self._beside()
+        cuts = {origin: self._expiries.absent(origin).end for origin in self.checks}
+        summaries = {name: source.notices(name, "interval_summary") for name in self.checks}
+        self._accounts = Told() if self._report.partial else Accounts(summaries, cuts=cuts)
+        trusted = {name: (check.log.keys, check.root) for name, check in self.checks.items()}
+        self._rosters = Rosters(trusted)
+        self._rotations = Rotations({name: keys for name, (keys, _) in trusted.items()})
+
+    def parts(self, ahead: ThreadPoolExecutor) -> Iterator[tuple[LogCheck, Part]]:
+        """Of all logs, by the time that their records were sealed."""
+
+        def timed(check: LogCheck) -> Iterator[tuple[int, LogCheck, Part]]:
+            begins = self._epochs.begins(check.origin)
+            for part in check.parts(ahead):
+                yield max(check.sealed_at, begins), check, part
+
+        for _, check, part in heapq.merge(*map(timed, self.checks.values()), key=itemgetter(0)):
+            yield check, part
+
+    def take(self, check: LogCheck, part: Part) -> None:
+        """Check a part's records, one by one."""
+        origin, account = check.origin, self._accounts.add
+        places = self._wanted.get(origin)
+        for record in check.records(part):
+            if places and record.get("index", 0) in places:
+                self._expiries.confirm(record, origin)
+            if wrong := account(record, origin):
+                self._find(check, "interval", record, wrong)
+            if record.get("kind") == "notice":
+                self._rosters.add(record, origin)
+                self._find(check, "rotation", record, self._rotations.add(record, origin))
+        check.signed_by(self._rotations.signs)
+
+    def finish(self) -> Report:
+        """No more records come."""
+        report, checks, source = self._report, self.checks, self._source
+        for check in checks.values():
+            check.finish()
+            report.logs.append(check.report)
+        _others(source, checks, self._astray, report)
+        sizes = {log.origin: log.size for log in report.logs}
+        for finding in (
+            *self._rosters.findings(lambda origin: checks[origin].newest_now()),
+            *self._epochs.findings(sizes),
+            *self._astray.findings(),
+        ):
+            report.log(finding.origin).add(finding)
+        for kind, origin, index, text in self._expiries.findings(self._root_at):
+            report.log(origin).add(Finding(kind, origin, index, index, text))
+        told = source.definitions()
+        report.schema = [Finding("schema", name, -1, -1, text) for name, text in told]
+        report.detached = list(source.detached())
+        tally = self._accounts.finish()
+        for name in _TALLIED:
+            setattr(report, name, getattr(tally, name))
+        report.matched += tally.matched_late + tally.matched_elsewhere
+        report.gaps = tally.kinds
+        return report
+
+    def _find(self, check: LogCheck, kind: str, record: Record, texts: Iterable[str]) -> None:
+        index: Any = record.get("index", 0)
+        for text in texts:
+            check.report.add(Finding(kind, check.origin, index, index, text))
+
+    def _beside(self) -> dict[str, frozenset[int]]:
+        """The records that the notices of expiry need, by log; those that a check of a part does
+        not come by are read beside it, and proved one by one."""
+        wanted = self._expiries.wanted()
+        for origin, places in wanted.items():
+            check = self.checks.get(origin)
+            for index in places if check else ():
+                if check and not check.covers(index):
+                    for record in self._source.records(origin, index, index + 1):
+                        if check.includes(record):
+                            self._expiries.confirm(record, origin)
+        return wanted
+
+    def _root_at(self, origin: str, size: int) -> bytes | None:
+        return self.checks[origin].root_at(size) if origin in self.checks else None
+
+    def _follow(self, *, known: bool) -> None:
+        """Let writers go on where the log before left them, if that is `known`."""
+        for origin, check in self.checks.items():
+            if (told := self._epochs.before(origin)) and told.origin in self.checks:
+                check.chains.follow(self.checks[told.origin].chains if known else None)
 
 
 @contextmanager
@@ -162,18 +229,6 @@ def _ahead() -> Iterator[ThreadPoolExecutor]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _parts(
-    check: LogCheck, ahead: ThreadPoolExecutor, epochs: Epochs
-) -> Iterator[tuple[int, str, Part]]:
-    begins = epochs.begins(check.origin)
-    for part in check.parts(ahead):
-        yield max(check.sealed_at, begins), check.origin, part
-
-
-def _time(of: tuple[int, str, Part]) -> int:
-    return of[0]
 
 
 def _others(source: Logs, checks: dict[str, LogCheck], astray: Astray, report: Report) -> None:

@@ -33,6 +33,8 @@ class LogReport:
     checkpoints: int = 0
     writers: int = 0
     doubles: int = 0
+    expired: int = 0
+    """How many records are gone under notices of expiry."""
     anchored: int = 0
     """How many records an anchor has seen as they are; what is beyond can still be rewritten."""
     witnessed: int = 0

@@ -60,7 +60,7 @@ def test_all_of_it(tmp_path):
         ({"logs": [KEY | {"witnesses": {"quorum": 1, "keys": [str(LOG)]}}]}, "want a witness's"),
         ({"logs": [KEY | {"witnesses": {"quorm": 1, "keys": [str(W1)]}}]}, "known: keys, quorum"),
         ({"logs": [KEY, KEY]}, "prod/receiver is there twice"),
-        ({"logs": [KEY], "log": []}, "log is no key here; known: logs"),
+        ({"logs": [KEY], "log": []}, "log is no key here; known: expiry_writers, logs"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(tmp_path, content, said):
