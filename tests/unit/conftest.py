@@ -1,0 +1,52 @@
+"""What tests of verification share: a log to tamper with."""
+
+import pytest
+from logs import TestLog
+from verified import fill, found, reset
+
+from authz.store.client import connect
+from authz.verify import log as verify
+
+
+@pytest.fixture(scope="session")
+def untouched_log(clickhouse, tmp_path_factory):
+    """A database with an untouched log, and a second one to tamper with."""
+    url = clickhouse.store.rpartition("/")[0]
+    with connect(clickhouse.store) as admin:
+        for name in ("verify_base", "verify_copy"):
+            admin.execute(f"CREATE DATABASE {name}")
+        log = TestLog(tmp_path_factory.mktemp("log"), f"{url}/verify_base")
+        fill(log)
+        log.writer_journal.close()
+        log.close()
+        other = TestLog(tmp_path_factory.mktemp("log"), f"{url}/verify_copy")
+        other.writer_journal.close()
+        other.close()
+        yield f"{url}/verify_copy"
+        for name in ("verify_base", "verify_copy"):
+            admin.execute(f"DROP DATABASE {name}")
+
+
+@pytest.fixture
+def copied(untouched_log, monkeypatch):
+    """The copy, as it was."""
+    monkeypatch.setattr(verify, "UNSEALED_SECONDS", 0.1)
+    with connect(untouched_log, mutations_sync=1) as client:
+        reset(client)
+        yield client
+
+
+@pytest.fixture
+def sealed(database, tmp_path, monkeypatch):
+    """Builds a log of records that `spoil` changed before sealing; returns its findings."""
+    monkeypatch.setattr(verify, "UNSEALED_SECONDS", 0.1)
+
+    def build(spoil):
+        log = TestLog(tmp_path, database)
+        fill(log, spoil)
+        log.writer_journal.close()
+        with connect(database) as client:
+            log.close()
+            return found(client)
+
+    return build

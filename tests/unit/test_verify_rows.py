@@ -1,0 +1,183 @@
+"""Every tampering with rows is found and placed."""
+
+import pytest
+from hostile import hostile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from verified import (
+    ORIGIN,
+    SEALED,
+    SIZE,
+    all_records,
+    found,
+    put,
+    replace,
+    reset,
+    update,
+)  # fmt: skip
+
+from authz.record import FIELDS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "subject = 'someone else'",
+        "subject = concat(subject, ' ')",
+        "subject = unhex('706572736F6EFF')",
+        "kind = 'finding'",
+        "roles = []",
+        "roles = ['physician', '']",
+        "patients = reverse(patients)",
+        "allowed = NOT allowed",
+        "enforced = false",
+        "status = status + 1",
+        "bytes_in = 1",
+        "bytes_in = 18446744073709551615",
+        "time = addMicroseconds(time, 1)",
+        "time = toDateTime64('1950-01-01 00:00:00', 6, 'UTC')",
+        "time = toDateTime64('2299-12-31 00:00:00', 6, 'UTC')",
+        "writer_seq = 9007199254740993",
+        "prev = ''",
+        "details = '{}'",
+    ],
+)
+def test_changed_value(copied, change):
+    """A changed value in a column of any type is told at its record."""
+    [(index,)] = copied.execute(
+        "SELECT index FROM audit_log WHERE decision_id = 'd100' AND kind = 'decision'"
+    )
+    update(copied, change, f"index = {index}")
+    assert ("changed", index, index) in found(copied)
+
+
+def test_escaped_text_made_raw(copied):
+    r"""A byte in place of the escape (``\xff``) it was sealed as is another value."""
+    update(copied, "subject = concat(substring(subject, 1, length(subject) - 4), unhex('FF'))",
+           "index = 100")  # fmt: skip
+    assert ("changed", 100, 100) in found(copied)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.integers(0, SIZE - 1), st.sampled_from(FIELDS), st.randoms(use_true_random=False))
+def test_any_changed_value(copied, index, field, random):
+    """Whichever value of whichever record is changed, it is told there."""
+    if field.name in ("origin", "index"):
+        return
+    reset(copied)
+    records = all_records(copied)
+    value = hostile(random).get(field.name, {"text": "x", "texts": ["x"], "bool": True}.get(
+        field.type, 77))  # fmt: skip
+    if (records[index].get(field.name) or None) == (value or None):
+        return
+    records[index][field.name] = value
+    replace(copied, records)
+    assert ("changed", index, index) in found(copied)
+
+
+def test_deleted_row(copied):
+    """A row that is gone is missing, at its place."""
+    copied.execute("ALTER TABLE audit_log DELETE WHERE index IN (300, 301, 303)")
+    assert {("missing", 300, 301), ("missing", 303, 303)} <= set(found(copied))
+
+
+def test_deleted_first_row(copied):
+    """So it is at the very beginning."""
+    copied.execute("ALTER TABLE audit_log DELETE WHERE index = 0")
+    assert ("missing", 0, 0) in found(copied)
+
+
+def test_all_rows_deleted(copied):
+    """A log whose rows are all gone is truncated from the first."""
+    copied.execute("TRUNCATE TABLE audit_log")
+    assert ("truncated", 0, SIZE - 1) in found(copied)
+
+
+def test_truncated_tail(copied):
+    """Rows that are gone at the end are told as such, though nothing follows them."""
+    copied.execute("ALTER TABLE audit_log DELETE WHERE index >= 650")
+    assert found(copied) == [("truncated", 650, SIZE - 1)]
+
+
+def test_conflicting_row(copied):
+    """A second record with the place of another is a conflict, whichever is read first."""
+    record = all_records(copied)[10] | {"subject": "0"}
+    put(copied, [record])
+    assert ("conflict", 10, 10) in found(copied)
+
+
+def test_swapped_rows(copied):
+    """Two records that changed places are both told."""
+    records = all_records(copied)
+    records[20]["index"], records[30]["index"] = 30, 20
+    replace(copied, records)
+    assert {("changed", 20, 20), ("changed", 30, 30)} <= set(found(copied))
+
+
+@pytest.mark.parametrize("index", [SIZE, SIZE + 5, 2**53, 2**64 - 1])
+def test_unsealed_rows(copied, index):
+    """Rows beyond the newest checkpoint that stay uncovered are told."""
+    put(copied, [{"origin": ORIGIN, "index": index, "kind": "decision"}])
+    assert found(copied) == [("unsealed", index, index)]
+
+
+@pytest.mark.parametrize("origin", ["elsewhere", "", "'; --", "\N{SNOWMAN}"])
+def test_unknown_origin(copied, origin):
+    """Rows of a log that nobody trusts are told with their range."""
+    put(copied, [{"origin": origin, "index": index} for index in (3, 9)])
+    assert found(copied) == [("unknown_origin", 3, 9)]
+
+
+def test_origin_that_is_no_text(copied):
+    """Also if its name is not even text."""
+    copied.execute("INSERT INTO audit_log (origin, index) SELECT unhex('FF'), 4")
+    assert found(copied) == [("unknown_origin", 4, 4)]
+
+
+def sealed_at_index(copied):
+    rows = copied.execute("SELECT index, sealed FROM audit_log WHERE sealed != '' ORDER BY index")
+    assert [sealed for _, sealed in rows] == [SEALED] * 2
+    assert copied.execute("SELECT index FROM sealed_originals ORDER BY index") == [
+        (index,) for index, _ in rows
+    ]
+    return rows[1][0]
+
+
+def test_changed_sealed_input(copied):
+    """A sealed input that is not the one its record names is told at that record, and no other."""
+    index = sealed_at_index(copied)
+    update(copied, "ciphertext = concat(ciphertext, 'x')", f"index = {index}", "sealed_originals")
+    assert found(copied) == [("sealed_original", index, index)]
+
+
+@pytest.mark.parametrize(("index", "decision_id"), [("7", "''"), ("index", "'d1'")])
+def test_invented_sealed_input(copied, index, decision_id):
+    """So is one put beside a record that names none, or filed under another decision."""
+    place = sealed_at_index(copied)
+    copied.execute(
+        "INSERT INTO sealed_originals (origin, index, decision_id, sealed_at, ciphertext)"
+        f" SELECT origin, {index}, {decision_id}, sealed_at, ciphertext FROM sealed_originals"
+        f" WHERE index = {place}"
+    )
+    place = place if index == "index" else 7
+    assert found(copied) == [("sealed_original", place, place)]
+
+
+@pytest.mark.parametrize("table", ["sealed_originals", "policies"])
+def test_expired_attachments(copied, table):
+    """What retention took is no finding; what is there twice, after a crash, is none either."""
+    copied.execute(f"INSERT INTO {table} SELECT * FROM {table}")
+    assert found(copied) == []
+    copied.execute(f"TRUNCATE TABLE {table}")
+    assert found(copied) == []
+
+
+def test_changed_policy_text(copied):
+    """An archived policy that is not its revision's text is told at the first record with it."""
+    update(copied, "text = 'package b'", "1", "policies")
+    [(index,)] = copied.execute("SELECT min(index) FROM audit_log WHERE policy_revision != ''")
+    assert found(copied) == [("policy_text", index, index)]
