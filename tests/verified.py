@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 
 import orjson
 from logs import SIGNER, TRUST
@@ -44,9 +45,9 @@ def written(log, records):
     return [record for record, _ in log.written_entries(entries)]
 
 
-def fill(log, spoil=None):
+def fill(log, spoil=None, begin=lambda _number: None):
     """`SIZE` records of a writer with its signed heads, and of Envoy, in `BATCHES`. `spoil` does
-    to the writer's records what a dishonest receiver could."""
+    to the records what a dishonest receiver could; `begin` is called before each batch."""
     mine = [log.identity.start_notice(NOW, "1")]
     theirs, number = [], 0
     payloads = []
@@ -70,7 +71,8 @@ def fill(log, spoil=None):
     if spoil:
         payloads = spoil(payloads)
     payloads = payloads[:SIZE]
-    for size in BATCHES:
+    for number, size in enumerate(BATCHES):
+        begin(number)
         group, payloads = payloads[:size], payloads[size:]
         for record in group:
             log.append_entries([(dict(record), CARRIED.get(attachment_hash(record), b""))])
@@ -83,11 +85,22 @@ def reset(client):
         client.execute(f"INSERT INTO {table} SELECT * FROM verify_base.{table}")
 
 
+def findings(client, state=None, trust=TRUST):
+    report = verify_store(client, trust, state)
+    assert report.verified == (not report.findings)
+    return report.findings
+
+
 def found(client, state=None):
     """The findings as (kind, first, last)."""
-    report = verify_store(client, TRUST, state)
-    assert report.verified == (not report.findings)
-    return [(finding.kind, finding.first, finding.last) for finding in report.findings]
+    return [(one.kind, one.first, one.last) for one in findings(client, state)]
+
+
+def found_in(client, trust):
+    """Those of several logs, each under its log."""
+    return sorted(
+        (one.origin, one.kind, one.first, one.last) for one in findings(client, None, trust)
+    )
 
 
 def all_records(client):
@@ -170,3 +183,15 @@ def rechained(records, key=None):
             record |= {"writer_seq": seq, "prev": prev}
             heads[seq] = prev = chain_hash(canonical(record))
     return records
+
+
+SIZES = tuple(itertools.accumulate(BATCHES))
+
+
+def resealed(client, records, sizes=SIZES):
+    """The whole log made anew from `records`, as whoever has the log's key can."""
+    replace(client, records)
+    forge_tiles(client)
+    client.execute("TRUNCATE TABLE checkpoints")
+    for size in sizes:
+        checkpoint(client, size, root_at(client, size))

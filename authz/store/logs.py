@@ -34,6 +34,9 @@ class Part:
     """Those over more than `first` and at most `end` records: size and note."""
     sealed: Sequence[tuple[int, str, str]]
     """The sealed inputs: index, decision id and hash (hexadecimal) as they are."""
+    written: Sequence[int] = ()
+    """When each of `checkpoints` was written first, by the database's clock; empty if that is not
+    known."""
 
 
 class StoredLogs:
@@ -46,9 +49,11 @@ class StoredLogs:
     def part(self, origin: str, first: int, end: int) -> Part:
         with self._lock:
             indexes, leaves = rows.leaves(self._client, origin, first, end)
+        notes = self._checkpoints(origin, first, end)
         return Part(
             first, end, indexes, leaves, self._leaf_hashes(origin, first, end),
-            self._checkpoints(origin, first, end), self._sealed(origin, first, end),
+            [(size, note) for size, note, _ in notes], self._sealed(origin, first, end),
+            [written for _, _, written in notes],
         )  # fmt: skip
 
     def records(self, origin: str, first: int, end: int) -> Sequence[Record]:
@@ -179,13 +184,14 @@ class StoredLogs:
             hashes[place : place + len(found)] = found
         return hashes
 
-    def _checkpoints(self, origin: str, first: int, end: int) -> Sequence[tuple[int, str]]:
+    def _checkpoints(self, origin: str, first: int, end: int) -> Sequence[tuple[int, str, int]]:
         query = (
-            "SELECT DISTINCT size, note FROM checkpoints WHERE origin = %(origin)s"
-            " AND size > %(first)s AND size <= %(end)s ORDER BY size, note"
+            "SELECT size, note, toUnixTimestamp64Micro(min(written_at)) FROM checkpoints"
+            " WHERE origin = %(origin)s AND size > %(first)s AND size <= %(end)s"
+            " GROUP BY size, note ORDER BY size, note"
         )
         found = self._ask(query, {"origin": origin, "first": first, "end": end})
-        return [(size, text(note, _NOTE_CAP)) for size, note in found]
+        return [(size, text(note, _NOTE_CAP), written) for size, note, written in found]
 
     def _sealed(self, origin: str, first: int, end: int) -> Sequence[tuple[int, str, str]]:
         query = (

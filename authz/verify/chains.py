@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +24,17 @@ class _Writer:
     seq: int = 0
     head: str = ""
     heads: dict[int, str] = field(default_factory=dict)  # by number, since the last one signed
-    index: int = -1  # in the log, of the newest record
+    since: int = 0  # from this number on all is known
+    left_out: range = range(0)  # the numbers that did not come when they should
+    holes: int = 0  # of its log, when its newest record came by
+
+    def copy(self) -> "_Writer":
+        return replace(self, heads=dict(self.heads), holes=0)
+
+    def resume(self, seq: int, prev: str) -> None:
+        """Take record `seq` as it comes, and what it says of the one before."""
+        self.since = seq - 1
+        self.move(seq - 1, prev)
 
     def move(self, seq: int, head: str) -> None:
         self.seq, self.head = seq, head
@@ -48,8 +58,7 @@ class Chains:
         self._writers: dict[str, _Writer] = {}
         self._from_beginning = from_beginning
         self._before: Chains | None = None
-        self.expired_to = 0
-        """Records before this index of the log may be gone, so that a writer's may be missing."""
+        self._holes = 0
 
     def __len__(self) -> int:
         return len(self._writers)
@@ -62,7 +71,20 @@ class Chains:
 
     def _begin(self, name: str) -> _Writer:
         known = self._before and self._before._writers.get(name)  # noqa: SLF001 - another of these
-        return _Writer(known.key, known.seq, known.head) if known else _Writer()
+        return known.copy() if known else _Writer()
+
+    def skip(self) -> None:
+        """Of the record that comes now nothing is known, nor whose it is: it was changed, or is
+        gone. That a writer's next record does not fit its last one tells nothing then."""
+        self._holes += 1
+
+    def repeats(self, record: Record) -> bool:
+        """Whether a record of the same number and writer has been."""
+        seq = record.get("writer_seq", 0)
+        writer = self._writers.get(str(record.get("writer", "")))
+        if writer is None or not isinstance(seq, int) or seq in writer.left_out:
+            return False
+        return 0 < seq <= writer.seq
 
     def check(self, record: Record, leaf: bytes) -> Sequence[tuple[str, str]]:
         """`leaf` is the record's canonical form."""
@@ -74,16 +96,20 @@ class Chains:
         if writer is None:
             writer = self._writers[name] = self._begin(name)
             if not self._from_beginning:
-                writer.seq, writer.head = seq - 1, str(record.get("prev", ""))
-        wrong: list[tuple[str, str]] = []
-        if self.expired_to and writer.index < self.expired_to and seq > writer.seq + 1:
-            writer.seq, writer.head = seq - 1, str(record.get("prev", ""))
-        writer.index = record.get("index", 0)  # type: ignore[assignment]
+                writer.resume(seq, str(record.get("prev", "")))
+        if seq in writer.left_out:
+            text = f"record {seq} of writer {name} comes late, after {writer.seq}"
+            return [("sequence", text)]
         if seq <= writer.seq:
-            text = f"record {seq} of writer {name} comes again, after {writer.seq}"
-            wrong.append(("replayed", text))
-        elif seq != writer.seq + 1:
+            return [("replayed", f"record {seq} of writer {name} comes again, after {writer.seq}")]
+        if writer.holes != self._holes:
+            writer.holes = self._holes
+            if seq != writer.seq + 1 or record.get("prev", "") != writer.head:
+                writer.resume(seq, str(record.get("prev", "")))
+        wrong: list[tuple[str, str]] = []
+        if seq != writer.seq + 1:
             wrong.append(("sequence", f"record {seq} of writer {name} follows {writer.seq}"))
+            writer.left_out = range(writer.seq + 1, seq)
         elif record.get("prev", "") != writer.head:
             text = f"record {seq} of writer {name} does not chain to the one before"
             wrong.append(("chain", text))
@@ -100,6 +126,7 @@ class Chains:
                 "seq": writer.seq,
                 "head": writer.head,
                 "heads": [[number, head] for number, head in writer.heads.items()],
+                "since": writer.since,
             }
             for name, writer in self._writers.items()
         }
@@ -112,7 +139,8 @@ class Chains:
         for name, one in told.items():
             key = Verifier.parse(one["key"]) if one["key"] else None
             heads = {int(number): str(head) for number, head in one["heads"]}
-            chains._writers[name] = _Writer(key, int(one["seq"]), str(one["head"]), heads)
+            seq, since = int(one["seq"]), int(one.get("since", 0))
+            chains._writers[name] = _Writer(key, seq, str(one["head"]), heads, since)
         return chains
 
     def _notice(self, name: str, writer: _Writer, record: Record) -> Iterator[tuple[str, str]]:
@@ -136,18 +164,16 @@ class Chains:
         except (ValueError, KeyError, TypeError, binascii.Error):
             yield "chain_head", f"a notice of writer {name} is malformed"
             return
-        if writer.key is None and (self.expired_to or not self._from_beginning):
-            return
         if writer.key is None:
-            yield "writer_key", f"writer {name} signs without having announced a key"
+            if not writer.since:
+                yield "writer_key", f"writer {name} signs without having announced a key"
             return
         try:
             writer.key.verify(head_text(name, seq, head), signature)
         except NoteError:
             yield "chain_head", f"writer {name}'s signature over its record {seq} is wrong"
             return
-        whole = self._from_beginning and not self.expired_to
-        known = whole or seq in writer.heads
+        known = seq >= writer.since or seq in writer.heads
         if not writer.signed(seq, head) and known:
             yield "chain_head", f"writer {name} signed another record {seq} than the log holds"
 

@@ -4,7 +4,8 @@ import base64
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import orjson
@@ -30,15 +31,16 @@ from authz.record import Record, canonical
 from authz.retention.spans import Spans
 from authz.store.logs import Part
 from authz.trust import TrustedLog
+from authz.verify.astray import MOST_ASTRAY, Astray
 from authz.verify.attachments import Attachments
 from authz.verify.chains import Chains
+from authz.verify.dates import Dates
 from authz.verify.report import Finding, LogReport
 from authz.verify.source import Logs
 from authz.verify.witnessed import Witnessed, read_anchors
 
 UNSEALED_SECONDS = 10
 _NO_LEAF = bytes(32)  # stands for a row that no record could have left
-_MOST_ASTRAY = 200
 _NONE = Spans()
 
 
@@ -52,38 +54,21 @@ class Start:
     chains: Chains = field(default_factory=Chains)
 
 
-@dataclass(slots=True)
-class Astray:
-    """Rows that are not what was sealed at their place, and places (by the hash of what was sealed
-    there) whose rows are not there; of each the first."""
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row that claims a place in the log; no leaf if no record could have left it."""
 
-    rows: list[tuple[str, Record]] = field(default_factory=list)
-    places: dict[bytes, tuple[str, int]] = field(default_factory=dict)
+    record: Record
+    leaf: bytes
+    value: bytes
 
-    def row(self, origin: str, record: Record) -> None:
-        if len(self.rows) < _MOST_ASTRAY:
-            self.rows.append((origin, record))
-
-    def place(self, sealed: bytes, origin: str, index: int) -> None:
-        if len(self.places) < _MOST_ASTRAY:
-            self.places[sealed] = (origin, index)
-
-    def findings(self) -> Iterator[Finding]:
-        """Which of the rows belong to which of the places."""
-        for origin, record in self.rows:
-            for sealed, (name, index) in self.places.items():
-                try:
-                    leaf = canonical({**record, "origin": name, "index": index})
-                except (TypeError, ValueError):
-                    break
-                if leaf_hash(leaf) == sealed:
-                    kind = "reordered" if origin == name else "moved"
-                    text = f"what was sealed here is in the table as {_place(origin, record)}"
-                    yield Finding(kind, name, index, index, text)
-
-
-def _place(origin: str, record: Record) -> str:
-    return f"record {record.get('index', 0)} of log {origin!r}"
+    @classmethod
+    def of(cls, record: Record) -> "_Row":
+        try:
+            leaf = canonical(record)
+        except (TypeError, ValueError):
+            return cls(record, b"", _NO_LEAF)
+        return cls(record, leaf, leaf_hash(leaf))
 
 
 class LogCheck:
@@ -107,6 +92,10 @@ class LogCheck:
         self._absent = absent
         self._attachments = Attachments()
         self._roots: dict[int, bytes] = {}  # to be met, by size
+        self._accepted_alone = 0  # the size of a root that was accepted, and is signed no more
+        self._unmet: list[Finding] = []  # roots that were not met, since the last one that was
+        self._lacked: tuple[int, int] | None = None  # rows just before that are not there
+        self._dates = Dates()
         self._told: Tree | None = None  # as the rows have it, from the first record that differs
         self._differing: list[int] = []  # where rows and tiles do, no root judged it
         self._intact_up_to = 0
@@ -130,7 +119,6 @@ class LogCheck:
             self.sealed_at = start.sealed_at
             self.witnessed.since = start.first
             self.witnessed.witnessed = (self._accepted or {}).get("witnessed", 0)
-        self.chains.expired_to = self._absent.end
         self._end = self.report.size
         return max(self._end - self._first, 0)
 
@@ -153,24 +141,32 @@ class LogCheck:
 
     def records(self, part: Part) -> Iterator[Record]:
         """The records of a part that can be some, as they are found right or wrong."""
-        for size, note in part.checkpoints:
+        written: dict[int, int] = {}
+        for number, (size, note) in enumerate(part.checkpoints):
             if opened := self._checkpoint(size, note):
                 self._met(*opened, note)
+                for at in part.written[number : number + 1]:
+                    written[size] = min(at, written.get(size, at))
         hashes = leaf_hashes(part.leaves)
         told: Sequence[bytes | None]
-        if hashes == part.hashes and part.indexes[0] == part.first:
+        if hashes == part.hashes and list(part.indexes) == list(range(part.first, part.end)):
             told = hashes
+            self._there()
             yield from self._as_sealed(part)
         else:
             told = [None] * (part.end - part.first)
             yield from self._one_by_one(part, told)
             self._lacking(part, told)
         self._advance(part.first, part.end, told, part.hashes)
+        for text in self._dates.check(part, written):
+            self._find("backdated", -1, -1, text)
         for index, text in self._attachments.sealed(part.sealed):
-            self._find("sealed_original", index, index, text)
+            if told[index - part.first] in (part.hashes[index - part.first], None):
+                self._find("sealed_original", index, index, text)
 
     def finish(self) -> None:
         """Steps 6 to 8: after the records."""
+        self._there()
         if self._end < self.report.size:
             self._reach_checkpoint()
         elif self.tree.size == self.report.size:
@@ -228,7 +224,9 @@ class LogCheck:
             if said or not there or time.monotonic() > until:
                 self.report.checkpoints = 0
                 kind, text = "no_checkpoint", "the log has no checkpoint"
-                if not said and not there:
+                if said:
+                    text += " that a trusted key signed"
+                elif not there:
                     text += ", and no record: all of it is gone"
                 self._find(kind, -1, -1, text)
                 return None
@@ -287,6 +285,7 @@ class LogCheck:
             self._find("fork", -1, -1, f"size {size} was accepted before with another root")
         else:
             self._roots[size] = root
+            self._accepted_alone = size if signed is None else 0
 
     # Steps 2, 3 and 5: records.
 
@@ -296,7 +295,11 @@ class LogCheck:
         check, attach, loads = self.chains.check, self._attachments.add, orjson.loads
         known = ""  # the revision of the record before
         for index, leaf in zip(part.indexes, part.leaves, strict=True):
-            record: Record = loads(leaf)
+            try:
+                record: Record = loads(leaf)
+            except ValueError:
+                self._find("changed", index, index, "no text, so nothing that could be sealed")
+                continue
             sealed_at: Any = record.get("sealed_at", 0)
             if sealed_at < before:
                 self._find("order", index, index, "was sealed before the record in front of it")
@@ -315,35 +318,44 @@ class LogCheck:
     def _one_by_one(self, part: Part, told: list[bytes | None]) -> Iterator[Record]:
         """Records of a part that is not as it was sealed, or that the database writes in another
         way than we do. Fills in the leaf hashes that the rows tell."""
-        for record in self._source.records(self.origin, part.first, part.end):
-            index = record.get("index", 0)
-            assert isinstance(index, int)
-            place = index - part.first
-            try:
-                leaf = canonical(record)
-                value = leaf_hash(leaf)
-            except (TypeError, ValueError):
-                leaf, value = b"", _NO_LEAF
-            right = value == part.hashes[place]
-            if not right:
-                self._astray.row(self.origin, record)
-            if (before := told[place]) is not None:
-                self.report.doubles += 1
-                if before != value:
-                    text = "two different records claim this place"
-                    self._find("conflict", index, index, text)
-                continue
-            told[place] = value
-            sealed_at: Any = record.get("sealed_at", 0)
-            if sealed_at < self.sealed_at:
-                self._find("order", index, index, "was sealed before the record in front of it")
-            self.sealed_at = max(self.sealed_at, sealed_at)
-            if not leaf:
-                continue
-            for kind, text in self.chains.check(record, leaf):
-                self._find(kind, index, index, text)
-            self._attachments.add(record, index)
-            yield record
+        reached = part.first
+        found = self._source.records(self.origin, part.first, part.end)
+        for index, claims in groupby(found, key=_index):
+            sealed = part.hashes[index - part.first]
+            rows = [_Row.of(record) for record in claims]
+            row = next((row for row in rows if row.value == sealed), rows[0])
+            for other in rows:
+                if sealed not in (other.value, None):
+                    self._astray.row(self.origin, other.record)
+            same = sum(other.value == row.value for other in rows)
+            self.report.doubles += same - 1
+            if same < len(rows):
+                text = "two different records claim this place"
+                if row.value == sealed:
+                    text += ", one of which was sealed"
+                self._find("conflict", index, index, text)
+            told[index - part.first] = row.value
+            if index > reached:
+                self.chains.skip()
+            reached = index + 1
+            if sealed not in (row.value, None):
+                self.chains.skip()  # and its time is not the log's
+            elif row.leaf:
+                self._follow(row, index)
+            if row.leaf:
+                yield row.record
+        if part.end > reached:
+            self.chains.skip()
+
+    def _follow(self, row: _Row, index: int) -> None:
+        """A record at its place in the log."""
+        sealed_at: Any = row.record.get("sealed_at", 0)
+        if sealed_at < self.sealed_at:
+            self._find("order", index, index, "was sealed before the record in front of it")
+        self.sealed_at = max(self.sealed_at, sealed_at)
+        for kind, text in self.chains.check(row.record, row.leaf):
+            self._find(kind, index, index, text)
+        self._attachments.add(row.record, index)
 
     def _lacking(self, part: Part, told: Sequence[bytes | None]) -> None:
         gone = Spans.of(
@@ -352,8 +364,13 @@ class LogCheck:
         missing = gone - self._absent
         self.report.expired += len(gone) - len(missing)
         for begin, end in missing:
-            kind = "truncated" if end == self.report.size else "missing"
-            self._find(kind, begin, end - 1, "not there, though the log was signed over it")
+            if self._lacked and self._lacked[1] == begin:
+                begin = self._lacked[0]  # noqa: PLW2901 - it began in the part before
+            else:
+                self._there()
+            self._lacked = begin, end
+        if told[-1]:
+            self._there()
         for begin, last in runs([part.first + n for n, t in enumerate(part.hashes) if t is None]):
             self._find("tiles", begin, last, "the log's tiles lack these leaves")
         for place, (row, tile) in enumerate(zip(told, part.hashes, strict=True)):
@@ -362,6 +379,14 @@ class LogCheck:
                 self._astray.place(tile, self.origin, index)
             if row is not None and tile is not None and row != tile:
                 self._differing.append(index)
+
+    def _there(self) -> None:
+        """After rows that are not there comes one that is, or nothing more."""
+        if self._lacked:
+            first, end = self._lacked
+            kind = "truncated" if end == self.report.size else "missing"
+            self._find(kind, first, end - 1, "not there, though the log was signed over it")
+            self._lacked = None
 
     # Step 4: the tree.
 
@@ -388,9 +413,13 @@ class LogCheck:
 
     def _check_root(self, size: int, signed: bytes) -> None:
         by_tiles = self.tree.root() == signed
+        by_rows = self._told.root() == signed if self._told else by_tiles
+        if size == self._accepted_alone and not by_rows and not by_tiles:
+            text = f"size {size} was accepted before with another root"
+            self._find("fork", self._intact_up_to, size - 1, text)
+            return
         differing = [index for index in self._differing if index < size]
         self._differing = self._differing[len(differing) :]
-        by_rows = self._told.root() == signed if self._told else by_tiles
         if by_rows and not by_tiles:
             text = "the tiles differ from what was signed; the records do not"
             span = differing or [self._intact_up_to, size - 1]
@@ -401,10 +430,20 @@ class LogCheck:
                 self._find("changed", index, index, "not what was sealed here")
         if not by_rows and not by_tiles:
             text = "records and tiles differ from what was signed: the root is another"
-            self._find("root", self._intact_up_to, size - 1, text)
+            self._unmet.append(self._find("root", self._intact_up_to, size - 1, text))
         else:
+            self._forked(size)
             self._intact_up_to = size
             self._told = None
+
+    def _forked(self, size: int) -> None:
+        """The root over `size` records is met, and so is the log's history up to it: what was
+        signed before over another one is that of a second log under the same key."""
+        for finding in self._unmet:
+            text = f"the root that was signed over {finding.last + 1} records"
+            text += f" is no part of the one over {size}"
+            self.report.replace(finding, replace(finding, kind="fork", text=text))
+        self._unmet = []
 
     def _reach_checkpoint(self) -> None:
         """Of a log that is not checked to its end: on by the tiles to the next checkpoint, whose
@@ -482,14 +521,27 @@ class LogCheck:
             if time.monotonic() > until:
                 first = max(first, self.report.size)
                 self._find("unsealed", first, last, "rows that no checkpoint covers")
-                end = min(last + 1, first + _MOST_ASTRAY)
-                for record in self._source.records(self.origin, first, end):
+                end = min(last + 1, first + MOST_ASTRAY)
+                records = self._source.records(self.origin, first, end)
+                for record in records:
                     self._astray.row(self.origin, record)
+                again = sorted(
+                    {_index(record) for record in records if self.chains.repeats(record)}
+                )
+                for begin, until in runs(again):
+                    self._find("replayed", begin, until, "copies of records that the log has")
                 return
             time.sleep(0.5)
 
-    def _find(self, kind: str, first: int, last: int, text: str) -> None:
-        self.report.add(Finding(kind, self.origin, first, last, text))
+    def _find(self, kind: str, first: int, last: int, text: str) -> Finding:
+        finding = Finding(kind, self.origin, first, last, text)
+        self.report.add(finding)
+        return finding
+
+
+def _index(record: Record) -> int:
+    index: Any = record.get("index", 0)
+    return int(index)
 
 
 def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -42,9 +42,10 @@ from authz.record import Record
 from authz.store.logs import Part
 from authz.trust import TrustedLog
 from authz.verify.accounts import Accounts
+from authz.verify.astray import Astray
 from authz.verify.epochs import Epochs
 from authz.verify.expiry import Expiries
-from authz.verify.log import Astray, LogCheck
+from authz.verify.log import LogCheck
 from authz.verify.partial import Told, after, before
 from authz.verify.report import Finding, LogReport, Report
 from authz.verify.roster import Rosters

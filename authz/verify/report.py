@@ -48,6 +48,10 @@ class LogReport:
         else:
             self.more_findings += 1
 
+    def replace(self, finding: Finding, other: Finding) -> None:
+        """Say `other` in place of what was said before."""
+        self.findings = [other if one is finding else one for one in self.findings]
+
 
 MAX_FINDINGS = 100
 

@@ -37,16 +37,21 @@ def copied(untouched_log, monkeypatch):
 
 
 @pytest.fixture
-def sealed(database, tmp_path, monkeypatch):
-    """Builds a log of records that `spoil` changed before sealing; returns its findings."""
+def new_log(database, tmp_path, monkeypatch):
+    """An empty log in a database of its own."""
     monkeypatch.setattr(verify, "UNSEALED_SECONDS", 0.1)
+    log = TestLog(tmp_path, database)
+    yield log
+    log.writer_journal.close()
+    log.close()
+
+
+@pytest.fixture
+def sealed(new_log):
+    """Builds a log of records that `spoil` changed before sealing; returns its findings."""
 
     def build(spoil):
-        log = TestLog(tmp_path, database)
-        fill(log, spoil)
-        log.writer_journal.close()
-        with connect(database) as client:
-            log.close()
-            return found(client)
+        fill(new_log, spoil)
+        return found(new_log.client)
 
     return build

@@ -22,6 +22,7 @@ from authz.store.logs import StoredLogs
 from authz.trust import TrustedLog
 from authz.verify import log as verify
 from authz.verify import verify_store
+from authz.verify.astray import Astray
 
 
 def test_untouched(copied):
@@ -68,7 +69,7 @@ def test_tiles_ahead_of_the_checkpoint(copied):
 def test_rows_sealed_meanwhile(copied):
     """Rows that are covered while verification runs are a receiver at work."""
     put(copied, [{"origin": ORIGIN, "index": SIZE, "kind": "decision"}])
-    check = verify.LogCheck(StoredLogs(copied), TRUST[0], 256, verify.Astray())
+    check = verify.LogCheck(StoredLogs(copied), TRUST[0], 256, Astray())
     assert check.begin() == SIZE
     with ThreadPoolExecutor(1) as ahead:
         for part in check.parts(ahead):
