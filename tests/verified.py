@@ -148,10 +148,10 @@ def tiles_of_base(client, index):
     return data
 
 
-def forge_tiles(client):
-    """The tiles that belong to the rows as they are now."""
+def forge_tiles(client, records=None):
+    """The tiles that belong to the rows as they are now, or to `records`."""
     tree = Tree()
-    forged = tree.append(leaf_hash(canonical(record)) for record in all_records(client))
+    forged = tree.append(leaf_hash(canonical(record)) for record in records or all_records(client))
     client.execute("TRUNCATE TABLE tiles")
     client.execute(
         "INSERT INTO tiles (origin, level, index, width, data) VALUES",
@@ -191,7 +191,7 @@ SIZES = tuple(itertools.accumulate(BATCHES))
 def resealed(client, records, sizes=SIZES):
     """The whole log made anew from `records`, as whoever has the log's key can."""
     replace(client, records)
-    forge_tiles(client)
+    forge_tiles(client, records)
     client.execute("TRUNCATE TABLE checkpoints")
     for size in sizes:
         checkpoint(client, size, root_at(client, size))

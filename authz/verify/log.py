@@ -161,7 +161,8 @@ class LogCheck:
         for text in self._dates.check(part, written):
             self._find("backdated", -1, -1, text)
         for index, text in self._attachments.sealed(part.sealed):
-            if told[index - part.first] in (part.hashes[index - part.first], None):
+            row, sealed = told[index - part.first], part.hashes[index - part.first]
+            if row and sealed in (row, None):  # else it is not known what it names
                 self._find("sealed_original", index, index, text)
 
     def finish(self) -> None:

@@ -237,7 +237,8 @@ def _others(source: Logs, checks: dict[str, LogCheck], astray: Astray, report: R
     for origin, first, last in source.others(list(checks)):
         text = f"rows of log {origin!r}, which the trust file does not name"
         finding = Finding("unknown_origin", origin, first, last, text)
-        report.logs.append(LogReport(origin, findings=[finding]))
+        report.logs.append(LogReport(origin))
+        report.logs[-1].add(finding)
         if astray.places:
             for record in source.records(origin, first, min(last + 1, first + 1000)):
                 astray.row(origin, record)

@@ -40,10 +40,14 @@ class LogReport:
     witnessed: int = 0
     """The same of the witnesses, by the quorum that the trust file asks for."""
     findings: list[Finding] = field(default_factory=list)
+    """Of each kind the first `MAX_FINDINGS`."""
     more_findings: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    """How many findings of each kind there are in all."""
 
     def add(self, finding: Finding) -> None:
-        if len(self.findings) < MAX_FINDINGS:
+        count = self.kinds[finding.kind] = self.kinds.get(finding.kind, 0) + 1
+        if count <= MAX_FINDINGS:
             self.findings.append(finding)
         else:
             self.more_findings += 1
@@ -51,6 +55,8 @@ class LogReport:
     def replace(self, finding: Finding, other: Finding) -> None:
         """Say `other` in place of what was said before."""
         self.findings = [other if one is finding else one for one in self.findings]
+        self.kinds[finding.kind] -= 1
+        self.kinds[other.kind] = self.kinds.get(other.kind, 0) + 1
 
 
 MAX_FINDINGS = 100

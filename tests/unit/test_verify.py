@@ -1,8 +1,10 @@
 """An intact log is verified, and what is no tampering is not taken for it."""
 
 import base64
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from logs import TRUST
 from verified import (
     BATCHES,
@@ -10,14 +12,18 @@ from verified import (
     SIZE,
     all_records,
     checkpoint,
+    fill,
     found,
     put,
+    reset,
     root_at,
     tiles,
     update,
 )  # fmt: skip
 
 from authz.ledger import Signer
+from authz.receiver import sequence
+from authz.store import rows
 from authz.store.logs import StoredLogs
 from authz.trust import TrustedLog
 from authz.verify import log as verify
@@ -95,3 +101,60 @@ def test_bound_on_findings(copied):
     [log] = report.logs
     assert len(log.findings) == 100
     assert log.more_findings > 500
+
+
+def test_clock_step(new_log, monkeypatch):
+    """A receiver's clock that is set back leaves a log that is intact: what it seals then has the
+    time of the record before, though what it is told has an earlier one."""
+    real, step = time.time_ns, [0]
+    with monkeypatch.context() as patched:
+        patched.setattr(sequence.time, "time_ns", lambda: real() + step[0])
+        fill(new_log, begin=lambda batch: step.__setitem__(0, -batch * 3600 * 10**9))
+    client = new_log.client
+    [(times,)] = client.execute("SELECT uniqExact(sealed_at) FROM audit_log WHERE index >= 300")
+    assert times == 1
+    assert found(client) == []
+
+
+@pytest.mark.parametrize("step", ["sealed", "rows stored", "all stored"])
+def test_interrupted_run(new_log, step):
+    """A receiver that ends between any two steps and starts again leaves an intact log, with not a
+    record twice."""
+
+    def interrupt(batch):
+        if batch != 3:
+            return
+        new_log.append([{"kind": "notice", "event": f"e{number}"} for number in range(20)])
+        begun = new_log.log.seal(10)
+        if step == "rows stored":
+            rows.insert(new_log.client, begun.leaves[:7])
+        if step == "all stored":
+            new_log.writer.put(begun.first, begun.leaves, begun.tiles, begun.note, [])
+        new_log.restart()
+        assert new_log.seal().note == begun.note
+
+    fill(new_log, begin=interrupt)
+    report = verify_store(new_log.client, TRUST)
+    assert report.findings == []
+    assert (report.records, report.logs[0].doubles) == (SIZE + 20, 0)
+
+
+def test_grown_log(copied):
+    """What came after the last time is no tampering: the log has gone on."""
+    state = {}
+    copied.execute("ALTER TABLE audit_log DELETE WHERE index >= 300")
+    copied.execute("ALTER TABLE checkpoints DELETE WHERE size > 300")
+    assert found(copied, state) == []
+    reset(copied)
+    assert found(copied, state) == []
+    assert state[ORIGIN]["size"] == SIZE
+
+
+def test_bound_of_one_kind(copied):
+    """Many findings of one kind do not crowd out those of another."""
+    update(copied, "subject = 'someone else'", "index < 400")
+    copied.execute("ALTER TABLE audit_log DELETE WHERE index IN (500, 600)")
+    [log] = verify_store(copied, TRUST).logs
+    assert log.kinds == {"changed": 400, "missing": 2}
+    assert len(log.findings) == 102
+    assert log.more_findings == 300

@@ -5,19 +5,79 @@ import base64
 
 import orjson
 import pytest
-from verified import by_writer, found, rechained, update
+from verified import all_records, by_writer, found, rechained, resealed, update
 
 from authz.ledger import Signer
 
 
 def test_dropped_before_sealing(sealed):
-    """A writer's record that never reached the log leaves a hole in its sequence."""
+    """A writer's record that never reached the log leaves a hole in its sequence, told at the next
+    one."""
+    after = []
 
     def drop(records):
-        place = by_writer(records, 50)
-        return [*records[:place], *records[place + 1 :]]
+        place = by_writer(records, 20)
+        records = [*records[:place], *records[place + 1 :]]
+        after.append(by_writer(records, 21))
+        return records
 
-    assert "sequence" in {kind for kind, *_ in sealed(drop)}
+    assert sealed(drop) == [("sequence", after[0], after[0])]
+
+
+def test_renumbered_before_sealing(sealed):
+    """So does one that was given another number, at its own place and at the next one."""
+    place = []
+
+    def renumber(records):
+        place.append(by_writer(records, 20))
+        place.append(by_writer(records, 21))
+        records[place[0]]["writer_seq"] = 2000
+        return records
+
+    told = sealed(renumber)
+    assert told[0] == ("sequence", place[0], place[0])
+    assert told[1] == ("sequence", place[1], place[1])
+
+
+def test_invented_before_sealing(sealed):
+    """A record made up in a writer's name fits nowhere in its chain."""
+    place = []
+
+    def invent(records):
+        place.append(by_writer(records, 20))
+        invented = dict(records[place[0]]) | {"decision_id": "d999", "allowed": True}
+        return [*records[: place[0] + 1], invented, *records[place[0] + 1 :]]
+
+    assert sealed(invent) == [("replayed", place[0] + 1, place[0] + 1)]
+
+
+def test_swapped_before_sealing(sealed):
+    """Of two of a writer's records that changed places the one comes too soon, the other late."""
+    place = []
+
+    def swap(records):
+        one, other = by_writer(records, 20), by_writer(records, 21)
+        place.extend((one, other))
+        records[one], records[other] = records[other], records[one]
+        return records
+
+    assert sealed(swap) == [("sequence", place[0], place[0]), ("sequence", place[1], place[1])]
+
+
+def test_replayed_before_sealing(sealed):
+    """A batch that the receiver sealed twice: each of a writer's records in it is told, where it is
+    the second time, and nothing of what follows."""
+    places = []
+
+    def replay(records):
+        first, end = by_writer(records, 10), by_writer(records, 30)
+        again = records[first:end]
+        numbered = [n for n, record in enumerate(again, end) if "writer_seq" in record]
+        places.extend(("replayed", n, n) for n in numbered)
+        return [*records[:end], *again, *records[end:]]
+
+    assert sealed(replay) == places
+    assert len(places) == 20
 
 
 def test_changed_before_sealing(sealed):
@@ -27,7 +87,8 @@ def test_changed_before_sealing(sealed):
         records[by_writer(records, 50)]["subject"] = "someone else"
         return records
 
-    assert "chain" in {kind for kind, *_ in sealed(change)}
+    [(kind, first, last)] = sealed(change)
+    assert (kind, first) == ("chain", last)
 
 
 @pytest.mark.parametrize("what", ["drop", "change", "invent", "swap"])
@@ -87,3 +148,32 @@ def test_malformed_notices(copied, details, seq):
     """A notice that says nothing sensible is a finding, and never ends the verification."""
     update(copied, "details = %(details)s", f"writer_seq = {seq}", details=details)
     assert found(copied)
+
+
+@pytest.fixture
+def sealed_as(copied):
+    """Seals all records as a receiver would have them; returns the findings."""
+
+    def build(change):
+        records = [change(record) for record in all_records(copied)]
+        for record in records:
+            for name in ("writer_seq", "prev"):
+                record.pop(name, None)
+        resealed(copied, records)
+        return found(copied)
+
+    return build
+
+
+def test_sealed_twice_under_one_index(sealed_as):
+    """A receiver that gives two records one index, and none the next one, cannot hide it."""
+    assert set(sealed_as(lambda leaf: leaf | ({"index": 6} if leaf.get("index") == 7 else {}))) >= {
+        ("conflict", 6, 6),
+        ("missing", 7, 7),
+    }
+
+
+def test_clock_set_back_before_sealing(sealed_as):
+    """One that seals a record with an earlier time than the one in front of it is told there."""
+    told = sealed_as(lambda leaf: leaf | ({"sealed_at": 5} if leaf.get("index") == 7 else {}))
+    assert told == [("order", 7, 7)]

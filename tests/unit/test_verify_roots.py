@@ -7,10 +7,15 @@ import pytest
 from verified import (
     ORIGIN,
     SIZE,
+    SIZES,
     TABLES,
+    all_records,
+    by_writer,
     checkpoint,
-    forge_tiles,
+    findings,
     found,
+    resealed,
+    reset,
     root_at,
     tiles,
     tiles_of_base,
@@ -18,6 +23,8 @@ from verified import (
 )  # fmt: skip
 
 from authz.ledger import Signer, tree_hash
+
+ANOTHER = Signer(ORIGIN, bytes(32))
 
 
 def test_rollback(copied):
@@ -62,7 +69,9 @@ def test_empty_database(copied):
     """Nor is one of which nothing is there at all."""
     for table in TABLES:
         copied.execute(f"TRUNCATE TABLE {table}")
-    assert found(copied) == [("no_checkpoint", -1, -1)]
+    [finding] = findings(copied)
+    assert finding.kind == "no_checkpoint"
+    assert finding.text == "the log has no checkpoint, and no record: all of it is gone"
 
 
 @pytest.mark.parametrize(
@@ -78,14 +87,28 @@ def test_empty_database(copied):
 def test_spoilt_checkpoint(copied, note):
     """A checkpoint without its signature, changed, or no text at all is told."""
     update(copied, f"note = {note}", "size = 300", "checkpoints")
-    assert found(copied) == [("signature", -1, -1)]
+    [finding] = findings(copied)
+    assert finding.kind == "signature"
+    assert finding.text.startswith("the checkpoint of size 300")
 
 
 def test_checkpoint_by_another_key(copied):
     """A signature under the right name by a key that is not trusted is none."""
     copied.execute("ALTER TABLE checkpoints DELETE WHERE size = 300")
-    checkpoint(copied, 300, root_at(copied, 300), Signer(ORIGIN, bytes(32)))
-    assert found(copied) == [("other_key", -1, -1)]
+    checkpoint(copied, 300, root_at(copied, 300), ANOTHER)
+    [finding] = findings(copied)
+    assert (finding.kind, "size 300" in finding.text) == ("other_key", True)
+
+
+def test_key_substituted(copied):
+    """A log that is signed by another key throughout has no checkpoint, whatever else is right."""
+    copied.execute("TRUNCATE TABLE checkpoints")
+    for size in SIZES:
+        checkpoint(copied, size, root_at(copied, size), ANOTHER)
+    told = findings(copied)
+    kinds = [one.kind for one in told]
+    assert kinds == ["other_key"] * len(SIZES) + ["no_checkpoint", "unsealed"]
+    assert told[-2].text == "the log has no checkpoint that a trusted key signed"
 
 
 def test_checkpoint_of_another_size(copied):
@@ -100,7 +123,84 @@ def test_checkpoint_of_another_size(copied):
 def test_fork(copied):
     """Two roots signed for one size are a fork."""
     checkpoint(copied, 300, bytes(32))
-    assert ("fork", -1, -1) in found(copied)
+    told = findings(copied)
+    assert {one.kind for one in told} == {"fork"}
+    assert told[0].text == "two different roots were signed for size 300"
+
+
+def test_two_heads(copied):
+    """Two logs under one key, each with checkpoints of its own: those of the one that is not there
+    are named, from where the two part."""
+    mine = copied.execute("SELECT origin, size, note FROM checkpoints WHERE size > 300")
+    records = all_records(copied)
+    records[400]["bytes_out"] = 1
+    resealed(copied, records, (1, 256, 300, 650, 700))
+    copied.execute("ALTER TABLE checkpoints DELETE WHERE size = 700")
+    copied.execute("ALTER TABLE audit_log DELETE WHERE index >= 650")
+    copied.execute("INSERT INTO checkpoints (origin, size, note) VALUES", mine[:1])
+    assert [one for one in found(copied) if one[0] == "fork"] == [("fork", 300, 599)]
+    copied.execute("INSERT INTO checkpoints (origin, size, note) VALUES", mine[1:])
+    assert [one for one in found(copied) if one[0] == "root"] == [("root", 650, 699)]
+
+
+@pytest.mark.parametrize("sizes", [SIZES, (1, 256, 650, SIZE)])
+def test_everything_resealed(copied, sizes):
+    """Whoever has the log's key can make it anew, with an access changed, and it is right in
+    itself: what was accepted before tells, also if the checkpoint of then is not made again."""
+    state = {}
+    copied.execute("ALTER TABLE checkpoints DELETE WHERE size = 700")
+    copied.execute("ALTER TABLE audit_log DELETE WHERE index >= 600")
+    assert findings(copied, state) == []
+    reset(copied)
+    records = all_records(copied)
+    index = next(n for n in range(500, SIZE) if records[n]["kind"] == "access")
+    records[index]["bytes_out"] = 1
+    resealed(copied, records, sizes)
+    assert found(copied) == []
+    [finding] = findings(copied, state)
+    assert finding.kind == "fork"
+    assert finding.text == "size 600 was accepted before with another root"
+
+
+def test_decision_resealed(copied):
+    """A decision that was changed so does not even fit its writer's next one."""
+    records = all_records(copied)
+    records[by_writer(records, 50)]["allowed"] = False
+    resealed(copied, records)
+    index = by_writer(records, 51)
+    assert found(copied) == [("chain", index, index)]
+
+
+@pytest.mark.parametrize("minutes", [9, 11])
+@pytest.mark.parametrize("size", [1, SIZE])
+def test_backdated(copied, size, minutes):
+    """A checkpoint that says it was written well before its last record was sealed is told."""
+    change = f"written_at = written_at - INTERVAL {minutes} MINUTE"
+    update(copied, change, f"size = {size}", "checkpoints")
+    told = [one for one in findings(copied) if minutes > 10]
+    assert [one.kind for one in told] == ["backdated"] * (minutes > 10)
+    for finding in told:
+        assert finding.text.startswith(f"the checkpoint of size {size} was written at")
+
+
+def test_dated_before_a_smaller_one(copied):
+    """So is one that is older than a smaller one, though not than its records."""
+    update(copied, "written_at = written_at + INTERVAL 2 DAY", "1", "checkpoints")
+    update(copied, "written_at = written_at - INTERVAL 1 DAY", "size = 600", "checkpoints")
+    [finding] = findings(copied)
+    assert finding.kind == "backdated"
+    assert "size 600" in finding.text
+    assert "a smaller one" in finding.text
+
+
+def test_written_again(copied):
+    """A checkpoint that is written once more, days later, with a witness's signature or in another
+    attempt, makes the ones after it no older."""
+    copied.execute(
+        "INSERT INTO checkpoints SELECT * REPLACE (written_at + INTERVAL 3 DAY AS written_at)"
+        " FROM checkpoints"
+    )
+    assert found(copied) == []
 
 
 def test_fork_and_tile(copied):
@@ -139,10 +239,3 @@ def test_tile(copied, level, index, how):
     assert index * width <= first <= last < min((index + 1) * width, SIZE)
     if (level, how) == (0, "changed"):
         assert first == last == index * width
-
-
-def test_rows_and_tiles_changed(copied):
-    """Whoever rewrites the tiles too is caught by the signed root; the batch is named."""
-    update(copied, "subject = 'someone else'", "index = 400")
-    forge_tiles(copied)
-    assert ("root", 300, 599) in found(copied)

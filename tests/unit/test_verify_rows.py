@@ -11,7 +11,10 @@ from verified import (
     ORIGIN,
     SEALED,
     SIZE,
+    SIZES,
     all_records,
+    findings,
+    forge_tiles,
     found,
     put,
     replace,
@@ -19,7 +22,9 @@ from verified import (
     update,
 )  # fmt: skip
 
+from authz.ledger import leaf_hash
 from authz.record import FIELDS
+from authz.store import rows
 from authz.verify import log as verify
 from authz.verify import logs, verify_store
 
@@ -122,14 +127,14 @@ def test_any_mixture(copied, monkeypatch, data):
     for one, other in pairs:
         done[one] = done[other] = "reordered"
         records[one]["index"], records[other]["index"] = other, one
-    rows, expected = [], []
+    table, expected = [], []
     random = data.draw(st.randoms(use_true_random=False))
     for index, record in enumerate(records):
         how = done.get(index, "")
-        rows += [record] * {"gone": 0, "doubled": 2}.get(how, 1)
+        table += [record] * {"gone": 0, "doubled": 2}.get(how, 1)
         if how in ("changed", "conflict"):
             value = _another(record, data.draw(st.sampled_from(CHANGEABLE)), random)
-            rows[len(rows) - (how == "changed") :] = [value]
+            table[len(table) - (how == "changed") :] = [value]
         if how == "reordered":
             expected += [("changed", index, index), ("reordered", index, index)]
         elif how in ("changed", "conflict"):
@@ -137,7 +142,7 @@ def test_any_mixture(copied, monkeypatch, data):
     gone = sorted(index for index, how in done.items() if how == "gone")
     for first, last in verify.runs(gone) if gone else ():
         expected.append(("truncated" if last == SIZE - 1 else "missing", first, last))
-    replace(copied, rows)
+    replace(copied, table)
     report = verify_store(copied, TRUST)
     assert sorted((f.kind, f.first, f.last) for f in report.findings) == sorted(expected)
     assert report.logs[0].doubles == sum(how == "doubled" for how in done.values())
@@ -173,25 +178,104 @@ def test_all_rows_deleted(copied):
     assert ("truncated", 0, SIZE - 1) in found(copied)
 
 
-def test_truncated_tail(copied):
-    """Rows that are gone at the end are told as such, though nothing follows them."""
-    copied.execute("ALTER TABLE audit_log DELETE WHERE index >= 650")
-    assert found(copied) == [("truncated", 650, SIZE - 1)]
+@pytest.mark.parametrize("chunk", [256, 1 << 14])
+def test_truncated_tail(copied, monkeypatch, chunk):
+    """Rows that are gone at the end are told as such, though nothing follows them, and so is each
+    range of rows that are gone, however they are read."""
+    monkeypatch.setattr(logs, "_CHUNK", chunk)
+    copied.execute("ALTER TABLE audit_log DELETE WHERE index >= 250 AND index != 600")
+    assert found(copied) == [("missing", 250, 599), ("truncated", 601, SIZE - 1)]
 
 
-def test_conflicting_row(copied):
-    """A second record with the place of another is a conflict, whichever is read first."""
-    record = all_records(copied)[10] | {"subject": "0"}
-    put(copied, [record])
-    assert ("conflict", 10, 10) in found(copied)
+@pytest.mark.parametrize("subject", ["", "0", "zzz"])
+def test_inserted_row(copied, subject):
+    """A second record with the place of another is a conflict, whichever is read first; that the
+    sealed one is still there is said."""
+    put(copied, [all_records(copied)[10] | {"subject": subject}])
+    [finding] = findings(copied)
+    assert (finding.kind, finding.first, finding.last) == ("conflict", 10, 10)
+    assert "one of which was sealed" in finding.text
+
+
+def test_inserted_and_changed(copied):
+    """Where none of those that claim a place was sealed, that is told too."""
+    put(copied, [all_records(copied)[10] | {"subject": "0"}])
+    update(copied, "subject = 'someone else'", "index = 10 AND subject != '0'")
+    assert found(copied) == [("conflict", 10, 10), ("changed", 10, 10)]
 
 
 def test_swapped_rows(copied):
-    """Two records that changed places are both told."""
+    """Two records that changed places are told as such, each with where it was sealed."""
     records = all_records(copied)
     records[20]["index"], records[30]["index"] = 30, 20
     replace(copied, records)
-    assert {("changed", 20, 20), ("changed", 30, 30)} <= set(found(copied))
+    told = findings(copied)
+    assert [(one.kind, one.first, one.last) for one in told[:2]] == [
+        ("changed", 20, 20), ("changed", 30, 30)
+    ]  # fmt: skip
+    assert sorted((one.kind, one.first, one.text.rpartition(" is ")[2]) for one in told[2:]) == [
+        ("reordered", 20, f"in the table as record 30 of log '{ORIGIN}'"),
+        ("reordered", 30, f"in the table as record 20 of log '{ORIGIN}'"),
+    ]
+
+
+def test_replayed_batch(copied):
+    """A batch inserted again behind the end: rows that nobody sealed, and of them those that a
+    writer numbered are copies."""
+    copied.execute(
+        f"INSERT INTO audit_log SELECT * REPLACE (index + {SIZE - 300} AS index)"
+        " FROM (SELECT * FROM audit_log WHERE index >= 300 AND index < 340)"
+    )
+    (unsealed, *copies) = found(copied)
+    assert unsealed == ("unsealed", SIZE, SIZE + 39)
+    numbered = {n for n, record in enumerate(all_records(copied)) if "writer_seq" in record}
+    assert {kind for kind, *_ in copies} == {"replayed"}
+    assert {n for _, first, last in copies for n in range(first, last + 1)} == {
+        index + SIZE - 300 for index in numbered if 300 <= index < 340
+    }
+
+
+@pytest.mark.parametrize("what", ["one", "all", "no text"])
+def test_rows_and_tiles_changed(copied, what):
+    """Whoever changes the tiles with the rows is caught by the signed root: what lies between two
+    checkpoints is named. Nothing in it is so odd that verification ends."""
+    value = "unhex('FF')" if what == "no text" else "'someone else'"
+    update(copied, f"subject = {value}", "1" if what == "all" else "index = 400")
+    if what == "no text":
+        leaves = rows.leaves(copied, ORIGIN, 256, 512)[1]
+        data = b"".join(map(leaf_hash, leaves))
+        copied.execute("ALTER TABLE tiles DELETE WHERE level = 0 AND index = 1")
+        copied.execute("INSERT INTO tiles VALUES", [(ORIGIN, 0, 1, 256, data)])
+    else:
+        forge_tiles(copied)
+    told = found(copied)
+    begins = 0 if what == "all" else 300
+    ends = [size - 1 for size in SIZES if size > begins]
+    assert [one for one in told if one[0] == "root"] == [("root", begins, end) for end in ends]
+    assert [one for one in told if one[0] == "changed"] == [("changed", 400, 400)] * (
+        what == "no text"
+    )
+
+
+def test_row_and_tile_deleted(copied):
+    """A record that is gone without a trace in the tiles leaves its place, and no root."""
+    copied.execute("ALTER TABLE audit_log DELETE WHERE index = 300")
+    copied.execute("ALTER TABLE tiles DELETE WHERE level = 0 AND index = 1")
+    told = found(copied)
+    assert ("missing", 300, 300) in told
+    assert ("tiles", 256, 511) in told
+    assert [one for one in told if one[0] == "root"] == [("root", 300, 599), ("root", 300, 699)]
+
+
+def test_row_cut_out(copied):
+    """Nor does it help to move all that follow to close the gap: they are not what was signed."""
+    records = all_records(copied)
+    del records[400]
+    replace(copied, [record | {"index": n} for n, record in enumerate(records)])
+    forge_tiles(copied)
+    told = found(copied)
+    assert ("root", 300, 599) in told
+    assert ("truncated", SIZE - 1, SIZE - 1) in told
 
 
 @pytest.mark.parametrize("index", [SIZE, SIZE + 5, 2**53, 2**64 - 1])
