@@ -80,9 +80,25 @@ def fill(log, spoil=None, begin=lambda _number: None):
 
 
 def reset(client):
+    """Make the copy what it was: of its tables those whose parts are others now."""
+    parts = _parts(client)
     for table in TABLES:
-        client.execute(f"TRUNCATE TABLE {table}")
-        client.execute(f"INSERT INTO {table} SELECT * FROM verify_base.{table}")
+        if table not in _reset or parts.get(table) != _reset[table]:
+            client.execute(f"TRUNCATE TABLE {table}")
+            client.execute(f"INSERT INTO {table} SELECT * FROM verify_base.{table}")
+    _reset.update(_parts(client))
+
+
+_reset = {}
+
+
+def _parts(client):
+    return dict(
+        client.execute(
+            "SELECT table, arraySort(groupArray(name)) FROM system.parts"
+            " WHERE active AND database = currentDatabase() GROUP BY table"
+        )
+    )
 
 
 def findings(client, state=None, trust=TRUST):
