@@ -5,7 +5,7 @@ import base64
 
 import orjson
 import pytest
-from verified import all_records, by_writer, found, rechained, resealed, update
+from verified import all_records, by_writer, fill, found, rechained, resealed, update
 
 from authz.ledger import Signer
 
@@ -148,6 +148,25 @@ def test_malformed_notices(copied, details, seq):
     """A notice that says nothing sensible is a finding, and never ends the verification."""
     update(copied, "details = %(details)s", f"writer_seq = {seq}", details=details)
     assert found(copied)
+
+
+def test_dropped_behind_a_missing_row(new_log):
+    """A row that is gone from the table hides nothing of what the receiver did to the same writer's
+    records behind it, signed heads included."""
+    places = []
+
+    def drop(records):
+        del records[by_writer(records, 100)]
+        places.append(by_writer(records, 101))
+        return records
+
+    fill(new_log, drop)
+    gone = places[0] - 30
+    new_log.client.execute(
+        f"ALTER TABLE audit_log DELETE WHERE index = {gone}", settings={"mutations_sync": 1}
+    )
+    told = sorted(found(new_log.client))
+    assert told == [("missing", gone, gone), ("sequence", places[0], places[0])]
 
 
 @pytest.fixture
