@@ -8,12 +8,13 @@ from types import SimpleNamespace
 from logs import SIGNER, TestLog
 
 from authz.cli.expire import Order, expire
-from authz.ledger import TILE_WIDTH, leaf_hash, tree_hash
+from authz.ledger import TILE_WIDTH, Place, leaf_hash, tree_hash
 from authz.receiver import sequence
 from authz.record import canonical
 from authz.retention import SIX_YEARS, Spans, expired_notice
 from authz.store import retention as store
 from authz.store import rows
+from authz.store.tiles import Tiles
 from authz.verify.expiry import Expiries
 
 PATIENTS = ["k.ann", "k.bob", "k.cyd"]
@@ -129,9 +130,8 @@ def records(client, origin=SIGNER.name):
 
 def hashes(client, origin=SIGNER.name):
     """The leaf hashes that the tiles have."""
-    places = [(0, number) for number in range(size_of(client, origin) // TILE_WIDTH + 1)]
-    tiles = store.tiles(client, origin, places)
-    data = b"".join(tiles[place] for place in sorted(tiles))
+    count = size_of(client, origin) // TILE_WIDTH + 1
+    data = b"".join(Tiles(client, origin)([Place(0, number) for number in range(count)]))
     return [data[n : n + 32] for n in range(0, len(data), 32)]
 
 

@@ -76,22 +76,6 @@ def covered(client: Client, origin: str, size: int) -> tuple[int, str] | None:
     return None
 
 
-def tiles(
-    client: Client, origin: str, places: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], bytes]:
-    """Of the log's tiles at `places` (level, index) those that are there, the widest."""
-    query = (
-        "SELECT level, index, data FROM tiles WHERE origin = %(origin)s"
-        " AND (level, index) IN %(places)s ORDER BY width"
-    )
-    if not places:
-        return {}
-    values = {"origin": origin, "places": tuple(places)}
-    settings = {"strings_as_bytes": True, "max_query_size": 16 << 20}
-    found = client.execute(query, values, settings=settings)
-    return {(level, index): data for level, index, data in found}
-
-
 def stored(client: Client, origin: str, writer: str, seq: int, first: int) -> int | None:
     """The index of a writer's record that came after record `first`, once it is stored under a
     checkpoint."""

@@ -15,17 +15,20 @@ from authz.ledger import (
     TILE_WIDTH,
     Checkpoint,
     NoteError,
+    Place,
+    ProofError,
     Tile,
-    Tree,
     Verifier,
     leaf_hash,
     open_note,
 )
+from authz.ledger.proofs import edge_of
 from authz.record import Record, canonical
 from authz.retention.notices import HOLD, place_of
 from authz.retention.spans import Spans
 from authz.store import retention as store
 from authz.store import rows
+from authz.store.tiles import Tiles
 
 _CHUNK = 64 * TILE_WIDTH
 
@@ -64,7 +67,7 @@ class Provable:
                 if record.get("event") == HOLD:
                     found.append(record)
                 continue
-            tile = self._tiles(origin, [(0, index // TILE_WIDTH)])[0]
+            [tile] = self._tiles(origin, [(0, index // TILE_WIDTH)])
             if _leaf(record) != _hash(tile, index % TILE_WIDTH):
                 raise NotProvableError(origin, f"notice {index} is not what was sealed")
             found.append(record)
@@ -82,7 +85,10 @@ class Provable:
         last = stops[-1]
         signed = self._signed(origin, last + 1)
         begin = first // TILE_WIDTH * TILE_WIDTH
-        tree = self._edge(origin, begin)
+        try:
+            tree = edge_of(begin, Tiles(self._client, origin))
+        except ProofError as error:
+            raise NotProvableError(origin, str(error)) from None
         roots: dict[int, bytes] = {}
         for start in range(begin, signed.size, _CHUNK):
             end = min(start + _CHUNK, signed.size)
@@ -143,22 +149,6 @@ class Provable:
             hashes += [data[n * HASH_BYTES : (n + 1) * HASH_BYTES] for n in range(width)]
         return hashes
 
-    def _edge(self, origin: str, size: int) -> Tree:
-        """The tree over the first `size` leaves, out of the tiles: nothing says yet that these are
-        the log's, but the root they lead to will."""
-        places: list[tuple[int, int]] = []
-        widths = []
-        while size >> 8 * len(places):
-            count = size >> 8 * len(places)
-            places.append((len(places), count // TILE_WIDTH))
-            widths.append(count % TILE_WIDTH)
-        edge = []
-        for place, width, data in zip(places, widths, self._tiles(origin, places), strict=True):
-            if len(data) < width * HASH_BYTES:
-                raise NotProvableError(origin, f"tile {place[1]} of level {place[0]} is missing")
-            edge.append([data[n * HASH_BYTES : (n + 1) * HASH_BYTES] for n in range(width)])
-        return Tree(size, edge)
-
     def _above(self, origin: str, tiles: Sequence[Tile]) -> None:
         """The tiles above the leaves are stored, and are what the leaves make them."""
         upper = [tile for tile in tiles if tile.level]
@@ -169,8 +159,8 @@ class Provable:
                 raise NotProvableError(origin, text)
 
     def _tiles(self, origin: str, places: Sequence[tuple[int, int]]) -> list[bytes]:
-        found = store.tiles(self._client, origin, places)
-        return [found.get(place, b"") for place in places]
+        asked = [Place(*place) for place in places]
+        return Tiles(self._client, origin)(asked) if asked else []
 
 
 def _leaf(record: Record) -> bytes:

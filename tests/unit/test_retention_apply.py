@@ -240,7 +240,7 @@ OPERATIONS = st.one_of(
 
 
 @settings(
-    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(OPERATIONS, max_size=8))
 def test_whatever_comes(log_of, operations):
