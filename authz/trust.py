@@ -52,7 +52,10 @@ def _load(path: Path) -> "_Trust":
     try:
         return _Trust.model_validate(content)
     except ValidationError as error:
-        wrong = "\n".join(_explain(item) for item in error.errors(include_url=False))
+        found = error.errors(include_url=False)
+        # A list without its wrong items is too short: that only follows.
+        items = [item for item in found if item["type"] != "too_short"] or found
+        wrong = "\n".join(_explain(item) for item in items)
         raise UsageError(f"--trust {path}: {wrong}") from None
 
 
@@ -136,6 +139,8 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{place} is no key here; known: {', '.join(_known(error['loc']))}"
     text = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_type" and "keys" in error["loc"]:
+        text = "want a key as C2SP writes it: <name>+<key id>+<base64>"
     return f"{place}: {text}" if place else text
 
 

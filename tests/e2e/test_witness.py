@@ -28,6 +28,8 @@ from authz.store.tiles import Tiles
 from authz.trust import load_trust
 from authz.verify.witnessed import Witnessed, read_anchors
 
+pytestmark = pytest.mark.alone
+
 NAME = "witness.example/lite"
 REFUSAL = "does not accept the log's key"
 

@@ -15,6 +15,8 @@ from authz.demo.stack import Stack, running
 
 SEED = int(os.environ.get("AUTHZ_TEST_SEED", "0")) or Random().randrange(1, 1 << 32)
 KILLS = 10
+pytestmark = pytest.mark.alone
+
 PARTS = ("ext-authz", "receiver", "clickhouse")
 
 
@@ -78,7 +80,9 @@ def check(stack: Stack, part: str, answers: list[Answer], found: Account) -> Non
     assert report.verified
     assert not found.doubled
     assert not found.invented, f"{found.invented} accesses name decisions that nobody recorded"
-    assert report.gaps.keys() <= {"no_access"}, report.gaps
+    # Of an answer that is only observed, ext-authz may be killed before it has read whose data it
+    # holds; that shows, here and in the tests after it.
+    assert report.gaps.keys() <= {"no_access", "no_disclosure"}, report.gaps
     assert report.decisions == found.decision_ids
     if part != "receiver":  # Envoy loses entries only while nobody takes them
         counts = Counter(len(found.accesses.get(answer.trace, [])) for answer in answers)
