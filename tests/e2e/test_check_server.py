@@ -323,6 +323,7 @@ def decisions(database: str) -> dict[str, int]:
         return dict(client.execute(query))
 
 
+@pytest.mark.alone  # the next port must be free too
 def test_workers(server, receiver, database):
     """Workers answer on ports of their own, under writer ids of their own; one that is killed comes
     back and goes on with its journal; with fewer workers the journal of one that is no more is

@@ -164,6 +164,8 @@ def test_what_people_run_it_by(site):
     part = site[0]
     metrics = part.command[part.command.index("--metrics") + 1]
     assert get(part.address, "/healthz")[::2] == (200, b"ok\n")
+    for what in ("checkpoint", "tile/0/000"):
+        assert get(part.address, f"/{SIGNER.name}/{what}")[0] == 200
     text = get(metrics, "/metrics")[2].decode()
     assert 'authz_console_requests_total{status="200",what="checkpoint"}' in text
     assert 'authz_console_seconds_count{what="tile"}' in text
