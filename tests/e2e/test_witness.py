@@ -189,8 +189,13 @@ async def live(witness, receiver, anchor):
         await see("rotated", lambda: receiver.told(REFUSAL) > refused)
         witness.accept(Verifier.parse(json.loads(done.stdout)["key"]))
         before = witness.size
-        await see("accepted", lambda: witness.size > before)
-        life.rotated = not (receiver.data_dir / NEXT_KEY).exists()
+        up = f'authz_receiver_anchor_up{{anchor="{NAME}"}}'
+        next_key = receiver.data_dir / NEXT_KEY
+        await see(
+            "accepted",
+            lambda: witness.size > before and metric(receiver, up) == 1 and not next_key.exists(),
+        )
+        life.rotated = not next_key.exists()
         await feeder.settle()
         count = await asyncio.to_thread(check, receiver, feeder)
         life.wrong += count.wrong
@@ -256,11 +261,12 @@ def test_the_gap_shows(life):
 
 
 def test_the_witness_catches_up(life):
-    """Once it is back it has what it missed; the last checkpoint is witnessed and anchored."""
+    """Once it is back it has what it missed. A stop may come between an anchor and the witness."""
     assert life.sizes["back"] > life.sizes["away"]
     anchored, witnessed, found = life.verdicts["stopped"]
     assert found == []
-    assert anchored == witnessed == max(size for size, _ in life.cosigned)
+    assert anchored >= witnessed == max(size for size, _ in life.cosigned)
+    assert witnessed >= life.sizes["accepted"]
 
 
 def test_a_rotation_wants_the_witness_to_know(life):
@@ -279,4 +285,5 @@ def test_its_cosignatures_are_beside_the_checkpoints(life):
         text, both = open_note(note, [*log.keys, *log.witnesses])
         assert len(both) == 2
         assert Checkpoint.parse(text).size == size
-        assert {f"{size:016}", f"{size:016}.1"} <= set(life.kept)
+        if size < life.cosigned[-1][0]:  # the stop may come before the newest one's file
+            assert {f"{size:016}", f"{size:016}.1"} <= set(life.kept)
