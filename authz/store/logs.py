@@ -42,6 +42,8 @@ class Part:
 class StoredLogs:
     """In `client`'s current database. For any thread; one query at a time."""
 
+    grows = True
+
     def __init__(self, client: Client) -> None:
         self._client = client
         self._lock = threading.Lock()
@@ -90,6 +92,18 @@ class StoredLogs:
             below = found[-1][0] - 1
             limit = _READ_AT_ONCE
 
+    def following(self, origin: str, least: int) -> Iterator[tuple[int, str]]:
+        """The checkpoints over `least` records or more, the smallest first."""
+        query = (
+            "SELECT DISTINCT size, note FROM checkpoints WHERE origin = %(origin)s"
+            " AND size >= %(least)s ORDER BY size LIMIT %(limit)s WITH TIES"
+        )
+        limit = 1
+        while found := self._ask(query, {"origin": origin, "least": least, "limit": limit}):
+            for size, note in found:
+                yield size, text(note, _NOTE_CAP)
+            least, limit = found[-1][0] + 1, _READ_AT_ONCE
+
     def checkpoints(self, origin: str, size: int) -> Sequence[str]:
         """The notes over just `size` records."""
         query = "SELECT DISTINCT note FROM checkpoints WHERE origin = %(origin)s AND size = %(n)s"
@@ -106,8 +120,21 @@ class StoredLogs:
         [(first, last, count)] = self._ask(query, {"origin": origin, "size": size})
         return first, last, count
 
+    def sealed_from(self, origin: str, first: int, end: int) -> tuple[int, int] | None:
+        """The first row from index `first` on and before `end`: its index, and when it says that
+        it was sealed (microseconds)."""
+        query = (
+            "SELECT index, toUnixTimestamp64Micro(sealed_at) FROM audit_log"
+            f" WHERE {_RANGE} ORDER BY index LIMIT 1"
+        )
+        for stop in (min(first + 256, end), end):  # near by, there are few rows to look through
+            for row in self._ask(query, {"origin": origin, "first": first, "end": stop}):
+                return row[0], row[1]
+        return None
+
     def span(self, origin: str, since_us: int, until_us: int) -> tuple[int, int]:
-        """From which index up to which the rows were sealed in a time; (0, 0) if none were."""
+        """From which index up to which there are rows that say that they were sealed in a time;
+        (0, 0) if none do."""
         query = (
             "SELECT min(index), max(index) + 1, count() FROM audit_log WHERE origin = %(origin)s"
             " AND sealed_at >= fromUnixTimestamp64Micro(%(since)s, 'UTC')"

@@ -2,6 +2,7 @@
 
 import base64
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
@@ -22,9 +23,11 @@ from authz.ledger import (
     leaf_hash,
     leaf_hashes,
     open_note,
+    prove_consistency,
     prove_inclusion,
     root_at,
     signers,
+    verify_consistency,
     verify_inclusion,
 )
 from authz.record import Record, canonical
@@ -46,9 +49,8 @@ _NONE = Spans()
 
 @dataclass(slots=True)
 class Start:
-    """Where a log's check begins: at its beginning, or at a place that is known."""
+    """Where a log's check begins: at its beginning, or behind leaves whose tree is known."""
 
-    first: int = 0
     tree: Tree = field(default_factory=Tree)
     sealed_at: int = 0
     chains: Chains = field(default_factory=Chains)
@@ -100,13 +102,14 @@ class LogCheck:
         self._differing: list[int] = []  # where rows and tiles do, no root judged it
         self._intact_up_to = 0
         self._first, self._end = 0, 0
+        self._top: Checkpoint | None = None
         self._signed: list[tuple[int, list[Verifier]]] = []
         self.witnessed = Witnessed(log, read_anchors(log))  # before the log's own
 
     def begin(self, start: Start | None = None) -> int:
         """The newest checkpoint, which may not be older than what was accepted. Returns how many
         records there are to check."""
-        newest = self._newest()
+        newest = self._top = self._newest()
         if newest:
             self._roots[newest.size] = newest.root
             self.report.size = newest.size
@@ -114,18 +117,30 @@ class LogCheck:
         if self._accepted:
             self._expect(self._accepted)
         if start:
-            self._first = self._intact_up_to = start.first
-            self.tree, self.chains = start.tree, start.chains
-            self.sealed_at = start.sealed_at
-            self.witnessed.since = start.first
+            self._begin_at(start)
+            self._intact_up_to = self.witnessed.since = self._first
             self.witnessed.witnessed = (self._accepted or {}).get("witnessed", 0)
         self._end = self.report.size
         return max(self._end - self._first, 0)
 
-    def until(self, end: int) -> int:
-        """Check only up to index `end`; returns how many records that are."""
-        self._end = min(end, self._end)
+    def only(self, start: Start, end: int) -> int:
+        """After `begin`: check only from `start` on, whose tree nobody has vouched for yet, and up
+        to the first root that is signed over `end` records or more, which does. Returns how many
+        records that are."""
+        self._begin_at(start)
+        for size, note in self._source.following(self.origin, end):
+            if size >= self._end:
+                break
+            if opened := self._checkpoint(size, note):
+                self._roots[size] = opened[0].root
+                self._end = size
+                break
+        self.witnessed.part = self._first, self._end
         return max(self._end - self._first, 0)
+
+    def _begin_at(self, start: Start) -> None:
+        self._first = start.tree.size
+        self.tree, self.chains, self.sealed_at = start.tree, start.chains, start.sealed_at
 
     def parts(self, ahead: Executor) -> Iterator[Part]:
         """Each is read while the one before is checked."""
@@ -169,10 +184,12 @@ class LogCheck:
         """Steps 6 to 8: after the records."""
         self._there()
         if self._end < self.report.size:
-            self._reach_checkpoint()
-        elif self.tree.size == self.report.size:
+            self._behind_the_part()
+        if self.tree.size == self.report.size:
             self._upper_tiles(self.tree.partial_tiles())
             self._unsealed()
+        if self._accepted and self.report.size:
+            self._go_on_from(self._accepted)
         for index, text in self._attachments.policies(self._source):
             self._find("policy_text", index, index, text)
         for finding in self.witnessed.findings(self.report.size, self.root_at):
@@ -446,17 +463,46 @@ class LogCheck:
             self.report.replace(finding, replace(finding, kind="fork", text=text))
         self._unmet = []
 
-    def _reach_checkpoint(self) -> None:
-        """Of a log that is not checked to its end: on by the tiles to the next checkpoint, whose
-        root tells of all before it."""
-        ahead = [size for size, _ in self._source.newest(self.origin, self._end - 1)]
-        for size in sorted(ahead):
-            if (root := self.root(size)) is None:
-                continue
-            hashes = self._source.leaf_hashes(self.origin, self._end, size)
-            self._roots[size] = root
-            self._advance(self._end, size, [None] * len(hashes), hashes)
+    def _behind_the_part(self) -> None:
+        """Of a log that is not checked to its end: the newest checkpoint must be over what was
+        checked, and more. In doubt the rest is checked as well, which tells what is wrong."""
+        end, met = self._end, self._intact_up_to == self._end
+        if self._lead_on(end, self.tree.root()):
+            self._forked(self.report.size)
+        elif met:
+            self._end = self.report.size
+            for first in range(end, self._end, self._chunk):
+                deque(self.records(self._part(first)), maxlen=0)
+            self._there()
+            if self._intact_up_to < self._end:
+                text = f"the newest checkpoint does not go on from what was signed at size {end}"
+                self._find("fork", -1, -1, text)
+
+    def _go_on_from(self, accepted: dict[str, Any]) -> None:
+        """What was accepted before is met on the way, if it lies there. If not, or if a root that
+        was met is another, the tiles must lead on from it."""
+        size, root = accepted["size"], base64.b64decode(accepted["root"])
+        kinds = {finding.kind for finding in self.report.findings}
+        met = self._first < size <= self._end and "root" not in kinds
+        if met or size > self.report.size or "fork" in kinds or self._lead_on(size, root):
             return
+        assert self._top is not None
+        if "root" in kinds or self.root_at(self._top.size) == self._top.root:
+            text = f"{size} records were accepted before, and the newest checkpoint is over others"
+            self._find("fork", -1, -1, text)
+        elif "tiles" not in kinds:
+            text = f"the tiles do not lead from the {size} records accepted before to the newest"
+            self._find("tiles", 0, self.report.size - 1, text)
+
+    def _lead_on(self, size: int, root: bytes) -> bool:
+        """Whether the newest checkpoint is over these first records, as the tiles have it."""
+        assert self._top is not None
+        try:
+            proof = prove_consistency(size, self._top.size, self.read_tiles)
+            verify_consistency(size, self._top.size, proof, root, self._top.root)
+        except ProofError:
+            return False
+        return True
 
     def root_at(self, size: int) -> bytes | None:
         """The root over the first records, as the tiles have it (checked, once `finish` is done);
@@ -464,7 +510,7 @@ class LogCheck:
         if size > self.report.size:
             return None
         try:
-            return root_at(size, self._tiles)
+            return root_at(size, self.read_tiles)
         except ProofError:
             return None
 
@@ -475,7 +521,7 @@ class LogCheck:
         root = base64.b64decode(self.report.root)
         try:
             leaf = leaf_hash(canonical(record))
-            proof = prove_inclusion(index, size, self._tiles)
+            proof = prove_inclusion(index, size, self.read_tiles)
             verify_inclusion(leaf, index, size, proof, root)
         except (ProofError, ValueError, TypeError):
             return False
@@ -485,7 +531,8 @@ class LogCheck:
         """Whether this check comes by the record at `index`."""
         return self._first <= index < self._end
 
-    def _tiles(self, places: Sequence[Place]) -> list[bytes]:
+    def read_tiles(self, places: Sequence[Place]) -> list[bytes]:
+        """The widest there is of each; no bytes for one that is not there."""
         found = []
         for place in places:
             stored = self._source.tiles(self.origin, place.level, place.index, place.index + 1)

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from authz.ledger import TILE_WIDTH, Verifier
+from authz.ledger import HASH_BYTES, TILE_WIDTH, Verifier
 from authz.record import Record
 from authz.store.logs import Part
 from authz.trust import TrustedLog
@@ -46,7 +46,7 @@ from authz.verify.astray import Astray
 from authz.verify.epochs import Epochs
 from authz.verify.expiry import Expiries
 from authz.verify.log import LogCheck
-from authz.verify.partial import Told, after, before
+from authz.verify.partial import Told, after, within
 from authz.verify.report import Finding, LogReport, Report
 from authz.verify.roster import Rosters
 from authz.verify.rotation import Rotations
@@ -126,7 +126,7 @@ class _Run:
             check = LogCheck(source, log, chunk, self._astray, accepted=known, absent=absent)
             self.checks[log.origin] = check
             if window:
-                self.total += before(check, source, window.since_us, window.until_us)
+                self.total += within(check, source, window.since_us, window.until_us)
             else:
                 self.total += check.begin(after(known) if incremental and known else None)
         self._epochs = Epochs(source, self.checks)
@@ -249,6 +249,10 @@ def state_of(told: object) -> State:
     if not isinstance(told, dict):
         raise TypeError
     for accepted in told.values():
-        int(accepted["size"]), base64.b64decode(accepted["root"], validate=True)
+        size, root = accepted["size"], base64.b64decode(accepted["root"], validate=True)
+        if type(size) is not int or size < 0 or len(root) != HASH_BYTES:
+            raise ValueError("not a size and a root")
+        if type(accepted.get("witnessed", 0)) is not int:
+            raise TypeError("how far it was witnessed is no integer")
         after(accepted)
     return told

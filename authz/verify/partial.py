@@ -4,8 +4,8 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from authz.ledger import TILE_WIDTH, NoteError, Tree
-from authz.reconcile import COUNTS, Gap, Tally
+from authz.ledger import TILE_WIDTH, NoteError, ProofError, Tree, edge_of
+from authz.reconcile import COUNTS, Gaps, Tally
 from authz.record import Record, details_of
 from authz.verify.chains import Chains
 from authz.verify.log import LogCheck, Start
@@ -18,47 +18,57 @@ def after(accepted: Mapping[str, Any]) -> Start | None:
     if "edge" not in accepted:
         return None
     edge = [[base64.b64decode(one, validate=True) for one in level] for level in accepted["edge"]]
-    tree = Tree(int(accepted["size"]), edge)
+    tree, sealed_at = Tree(accepted["size"], edge), accepted["sealed_at"]
     if tree.root() != base64.b64decode(accepted["root"]):
         raise ValueError("its edge is not its root's")
+    if type(sealed_at) is not int:
+        raise TypeError("when its last record was sealed is no integer")
     try:
         chains = Chains.from_json(accepted["writers"])
     except NoteError:
         raise ValueError("a writer's key is none") from None
-    return Start(tree.size, tree, int(accepted["sealed_at"]), chains)
+    return Start(tree, sealed_at, chains)
 
 
-def before(check: LogCheck, source: Logs, since_us: int, until_us: int) -> int:
+def within(check: LogCheck, source: Logs, since_us: int, until_us: int) -> int:
     """Have `check` begin before the records of a time, and end behind them; returns how many
-    records it checks. Since `sealed_at` never decreases, the first record that was sealed earlier,
-    and the first that was sealed later, bound the time: both are checked as well."""
+    records it checks.
+
+    Since `sealed_at` never decreases, the last record that was sealed earlier and the first that
+    was sealed later bound the time. Both are checked as well: so a record that was taken out of the
+    time, or moved to its other side, is found there. What claims to be of the time is checked
+    wherever it is.
+    """
     size = check.begin()
-    first, end = source.span(check.origin, since_us, until_us)
-    first = min(max(first - 1, 0), size) // TILE_WIDTH * TILE_WIDTH
-    if first and (tree := edge_at(source, check.origin, first)):
-        check.begin(Start(first, tree, 0, Chains(from_beginning=False)))
-    return check.until(min(-(-(end + 1) // TILE_WIDTH) * TILE_WIDTH, size))
-
-
-def edge_at(source: Logs, origin: str, size: int) -> Tree | None:
-    """The tree of the first `size` leaves, of which the last tile is whole, as the tiles have it;
-    None if they do not. Nothing here is checked: a signed root behind it tells."""
-    edge: list[list[bytes]] = []
-    level, count = 0, size
-    while count:
-        width = count % TILE_WIDTH
-        hashes: list[bytes] = []
-        if width:
-            index = count // TILE_WIDTH
-            stored = source.tiles(origin, level, index, index + 1)
-            data = stored[-1][1] if stored else b""
-            hashes = [data[at : at + 32] for at in range(0, 32 * width, 32)]
-        edge.append(hashes)
-        level, count = level + 1, count // TILE_WIDTH
+    if not size:
+        return 0
+    first, _ = _bounds(source, check.origin, size, since_us)
+    _, end = _bounds(source, check.origin, size, until_us)
+    claims, ends = source.span(check.origin, since_us, until_us)
+    if ends:
+        first, end = min(first, claims - 1), max(end, ends)
+    first = max(first, 0) // TILE_WIDTH * TILE_WIDTH
     try:
-        return Tree(size, edge)
-    except ValueError:
-        return None
+        # Nothing of this tree is checked here: the signed root behind it tells.
+        tree = edge_of(first, check.read_tiles)
+        return check.only(Start(tree, 0, Chains(from_beginning=False)), end + 1)
+    except ProofError:
+        return check.only(Start(), end + 1)  # it can be made of the leaves
+
+
+def _bounds(source: Logs, origin: str, size: int, time_us: int) -> tuple[int, int]:
+    """The indexes of two rows: one sealed before a time (-1: there is none), and the next one that
+    there is, sealed at that time or later (`size`: there is none)."""
+    before, after = -1, size
+    low, high = 0, size  # what is still to be looked at
+    while low < high:
+        middle = (low + high) // 2
+        found = source.sealed_from(origin, middle, high)
+        if found and found[1] < time_us:
+            before, low = found[0], found[0] + 1
+        else:
+            after, high = found[0] if found else after, middle
+    return before, after
 
 
 class Told:
@@ -68,7 +78,7 @@ class Told:
     def __init__(self) -> None:
         self._tally = Tally()
 
-    def add(self, record: Record, origin: str) -> Sequence[str]:
+    def add(self, record: Record, origin: str) -> Sequence[str]:  # noqa: ARG002
         tally, kind = self._tally, record.get("kind")
         if kind == "decision":
             tally.decisions += 1
@@ -77,13 +87,13 @@ class Told:
         elif kind == "access":
             tally.accesses += 1
         elif kind == "notice" and "writer_seq" not in record:
-            self._notice(record, origin)
+            self._notice(record)
         return ()
 
     def finish(self) -> Tally:
         return self._tally
 
-    def _notice(self, record: Record, origin: str) -> None:
+    def _notice(self, record: Record) -> None:
         told = details_of(record)
         if record.get("event") == "interval_summary":
             for name in set(COUNTS) - {"decisions", "allowed", "denied", "accesses", "pending"}:
@@ -91,7 +101,7 @@ class Told:
                 if isinstance(count, int):
                     setattr(self._tally, name, getattr(self._tally, name) + count)
         elif record.get("event") == "gap":
-            index: Any = record.get("index", 0)
-            source, kind, count = told.get("source"), record.get("rule"), told.get("count")
-            for _ in range(count if isinstance(count, int) else 1):
-                self._tally.find(Gap(str(kind), origin, index, str(source)))
+            key = (str(record.get("rule", "")), str(told.get("source", "")))
+            count = told.get("count")
+            gaps = self._tally.gaps.setdefault(key, Gaps())
+            gaps.count += count if isinstance(count, int) else 1

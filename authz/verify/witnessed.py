@@ -6,7 +6,7 @@ checkpoint signed by the log tells nothing, and is passed over: who could put it
 well have put nothing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +46,9 @@ class Witnessed:
     """One log's. `add` each of its checkpoints, then `findings`; then `anchored` and `witnessed`
     are the sizes up to which an anchor, and the quorum of the witnesses, has seen it as it is.
 
-    What was seen up to `since` has been checked before, and `witnessed` is how far it was then.
+    What was seen up to `since` has been checked before, and `witnessed` is how far it was then. Of
+    a check of a `part`, only the checkpoints within are added: others are not missed, and of them
+    the newest stands for all.
     """
 
     log: TrustedLog
@@ -54,6 +56,7 @@ class Witnessed:
     since: int = 0
     anchored: int = 0
     witnessed: int = 0
+    part: tuple[int, int] | None = None
     _held: list[tuple[Anchor, dict[int, bytes]]] = field(default_factory=list)
     _forked: dict[Path, int] = field(default_factory=dict)
     _wanted: set[int] = field(default_factory=set)
@@ -113,7 +116,7 @@ class Witnessed:
             text = f"{where} has seen {newest} records; the newest checkpoint has {size}"
             yield self._finding("anchor_rollback", size, newest - 1, text)
         same, missing = max((one for one in roots if one <= self.since), default=0), 0
-        for held in sorted(one for one in roots if self.since < one <= size):
+        for held in self._to_be_met(roots, size):
             root = self._root(held, root_at)
             if root is None:
                 text = f"{where} has seen {held} records, whose root can no longer be computed"
@@ -124,11 +127,18 @@ class Witnessed:
                 yield self._finding("anchor_fork", same, held - 1, text)
                 break
             same = held
-            missing += held not in self._met
+            missing += held not in self._met and self._is_of_the_part(held)
         self.anchored = max(self.anchored, same)
         if missing:
             text = f"{where} holds {missing} checkpoints of this log that are no longer there"
             yield self._finding("missing_checkpoint", -1, -1, text)
+
+    def _to_be_met(self, roots: Mapping[int, bytes], size: int) -> list[int]:
+        held = sorted(one for one in roots if self.since < one <= size)
+        return [one for one in held if one == held[-1] or self._is_of_the_part(one)]
+
+    def _is_of_the_part(self, size: int) -> bool:
+        return self.part is None or self.part[0] < size <= self.part[1]
 
     def _cosigned(self, size: int, note: str) -> None:
         if not self.log.quorum or note.count("\n\N{EM DASH} ") < 2:
@@ -153,7 +163,7 @@ class Witnessed:
     def _witnesses(self, size: int, root_at: RootAt) -> Iterator[Finding]:
         best, quorum = self._best, self.log.quorum
         if best is None:
-            if not self.witnessed:
+            if not self.witnessed and not self.part:
                 text = f"no checkpoint bears the cosignatures of {quorum} of the trusted witnesses"
                 yield self._finding("unwitnessed", -1, -1, text)
         elif best.size > size:
