@@ -11,11 +11,13 @@ from typing import Annotated
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from authz import config
 from authz.cli.app import ConfigFile, Json, Store, app, given
+from authz.cli.lookup import printable
 from authz.cli.times import moment
 from authz.errors import UsageError
 from authz.journal.segments import replace_file
@@ -52,11 +54,13 @@ def verify(
     """Recompute every leaf, root, signature and sequence, and say which record is wrong and how."""
     now = time.time_ns() // 1000
     window = None
-    if since or until:
+    if since is not None or until is not None:
         window = Window(
-            moment("--since", since, now) if since else 0,
-            moment("--until", until, now) if until else Window().until_us,
+            0 if since is None else moment("--since", since, now),
+            Window().until_us if until is None else moment("--until", until, now),
         )
+        if window.since_us >= window.until_us:
+            raise UsageError("--until: want a time after --since; its own moment is not included")
     if folder and (window or store):
         raise UsageError("--from: a folder is checked as a whole, and without a --store")
     if incremental and (window or state is None):
@@ -109,11 +113,11 @@ def show(report: Report, console: Console) -> None:
         for name in ("where", "kind", "what"):
             table.add_column(name)
         for finding in report.findings:
-            table.add_row(finding.where, finding.kind, finding.text)
+            table.add_row(_plain(finding.where), finding.kind, _plain(finding.text))
         console.print(table)
     for log in report.logs:
         console.print(
-            f"{log.origin}: {log.size} records under {log.checkpoints} signed checkpoints,"
+            f"{_plain(log.origin)}: {log.size} records under {log.checkpoints} signed checkpoints,"
             f" {log.writers} writers, root {log.root}"
         )
         if log.expired:
@@ -130,7 +134,7 @@ def show(report: Report, console: Console) -> None:
             f"[yellow]note[/]: partition {month} was detached: its rows lie beside the log"
         )
     gaps = sum(report.gaps.values())
-    told = ", ".join(f"{count} {kind}" for kind, count in report.gaps.items())
+    told = ", ".join(f"{count} {_plain(kind)}" for kind, count in report.gaps.items())
     told = f"{gaps} gaps{': ' if told else ''}{told}"
     if report.partial:
         console.print(
@@ -148,6 +152,11 @@ def show(report: Report, console: Console) -> None:
                       f" ({report.checked} records in {report.seconds:.1f} s)")  # fmt: skip
     else:
         console.print(f"[bold red]NOT intact[/]: {len(report.findings)} findings")
+
+
+def _plain(text: str) -> str:
+    """What somebody may have put into the log, so that it acts on no terminal."""
+    return escape(printable(text))
 
 
 def _store(file: Path | None, store: str | None) -> str:
