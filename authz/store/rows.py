@@ -47,12 +47,26 @@ def _member(field: Field) -> str:
     return f"if({empty}, '', concat('\"{field.name}\":', {value}, ','))"
 
 
+def _as_canonical() -> str:
+    r"""ClickHouse's JSON `told` as RFC 8785 has it: slashes are not escaped, nor U+2028 and U+2029,
+    and escapes have small letters. (The setting for slashes is not for readers whose user may
+    change none.) A backslash of the text, told as ``\\\\``, stands aside as U+0001 meanwhile, which
+    JSON never holds as it is: so no text becomes what another is."""
+    plain = "replaceAll({}, '\\\\/', '/')"
+    mended = "replaceAll(told, '\\\\\\\\', '\\x01')"
+    escaped = (f"{code:04X}" for code in range(0x20))
+    for code in (one for one in escaped if one != one.lower()):
+        mended = f"replaceAll({mended}, '\\\\u{code}', '\\\\u{code.lower()}')"
+    for code in ("2028", "2029"):
+        mended = f"replaceAll({mended}, '\\\\u{code}', '{chr(int(code, 16))}')"
+    mended = f"replaceAll({plain.format(mended)}, '\\x01', '\\\\\\\\')"
+    return f"if(position(told, '\\\\u') = 0, {plain.format('told')}, {mended})"
+
+
 _MEMBERS = ", ".join(_member(field) for field in sorted(FIELDS, key=lambda field: field.name))
-# ClickHouse escapes slashes, which canonical JSON does not; the setting for that is not for readers
-# whose user may change none.
 _LEAVES = (
-    "SELECT index, concat('{', substring(told, 1, length(told) - 1), '}') FROM"
-    f" (SELECT index, replaceAll(concat({_MEMBERS}), '\\\\/', '/') AS told FROM audit_log"
+    f"SELECT index, concat('{{', substring({_as_canonical()} AS leaf, 1, length(leaf) - 1), '}}')"
+    f" FROM (SELECT index, concat({_MEMBERS}) AS told FROM audit_log"
     " WHERE origin = %(origin)s AND index >= %(first)s AND index < %(end)s ORDER BY index)"
 )
 
@@ -96,8 +110,8 @@ def leaves(
 ) -> tuple[Sequence[int], Sequence[bytes]]:
     """The leaves that the columns make, in index order, doubles included, and their indexes.
 
-    The database writes them, and for nearly all text as `canonical` would. What differs from the
-    leaf that was sealed may do so for that only: `read` tells.
+    The database writes them, as `canonical` would; of rows that no record could have left,
+    something that is no leaf.
     """
     values = {"origin": origin, "first": first, "end": end}
     settings = {"strings_as_bytes": True}
