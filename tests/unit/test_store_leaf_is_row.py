@@ -44,7 +44,7 @@ def test_the_database_writes_the_leaves(client, seed, texts):
     client.execute("TRUNCATE TABLE audit_log")
     random = Random(seed)
     records = [{**hostile(random), "origin": "o", "index": index} for index in range(20)]
-    records += [{**records[0], "subject": one, "roles": [one, "", one], "index": index}
+    records += [{"origin": "o", "subject": one, "roles": [one, "", one], "index": index}
                 for index, one in enumerate(texts, 20)]  # fmt: skip
     sealed = [canonical(record) for record in records]
     rows.insert(client, sealed)
