@@ -231,7 +231,7 @@ class LogCheck:
 
     def _newest(self) -> Checkpoint | None:
         """A log whose first rows are only just there gets its first soon."""
-        until = time.monotonic() + UNSEALED_SECONDS
+        until = time.monotonic() + (UNSEALED_SECONDS if self._source.grows else 0)
         while True:
             said = False
             for size, note in self._source.newest(self.origin):
@@ -558,7 +558,7 @@ class LogCheck:
 
     def _unsealed(self) -> None:
         """A receiver at work seals within seconds; what stays uncovered is not its own."""
-        until = time.monotonic() + UNSEALED_SECONDS
+        until = time.monotonic() + (UNSEALED_SECONDS if self._source.grows else 0)
         while True:
             first, last, count = self._source.beyond(self.origin, self.report.size)
             if not count:

@@ -48,7 +48,8 @@ class Counted(StoredLogs):
         return super().part(origin, first, end)
 
     def records(self, origin, first, end):
-        self.read.update(range(first, end))
+        if end > 1:  # whether a log follows another, its first record tells
+            self.read.update(range(first, end))
         return super().records(origin, first, end)
 
     def sealed_from(self, origin, first, end):
