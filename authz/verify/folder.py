@@ -283,7 +283,7 @@ def write_log(
         progress(first, size)
     for level in range(1, 8):
         for number in sorted({first >> 8 * (level + 1) for first in chunks}):
-            for index, data in source.tiles(origin, level, number, number + 1):
+            for index, data in source.tiles(origin, level, number, number + 1)[-1:]:
                 if width := min(width_at(level, index, end), len(data) // HASH_BYTES):
                     _put(directory / Place(level, index, width).path, data[: width * HASH_BYTES])
     with (directory / "checkpoints.ndjson").open("wb") as lines:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from logs import SIGNER, TRUST
 
+from authz import anchors
 from authz.cli.verify import _load_state
 from authz.errors import UsageError
 from authz.ledger import Checkpoint, Tree, leaf_hash, sign_note
@@ -19,6 +20,7 @@ from authz.record import FIELDS, canonical, form
 from authz.store import rows
 from authz.store.client import connect
 from authz.store.logs import StoredLogs
+from authz.trust import TrustedLog
 from authz.verify import log as verify_log
 from authz.verify.logs import Window, state_of, verify_logs
 
@@ -412,6 +414,26 @@ def test_a_large_log(clickhouse, tmp_path):
         client.execute("ALTER TABLE audit_log UPDATE subject = 'x' WHERE index = 60100")
         assert ("changed", 60_100, 60_100) in window(client, year, year + DAY)[0]
         client.execute("DROP DATABASE partial_large")
+
+
+def test_what_an_anchor_has_seen(client, tmp_path):
+    """An anchor's checkpoints outside of the window are not missed, and its newest one must be of
+    the log."""
+    trust = [TrustedLog(ORIGIN, (SIGNER.verifier,), anchors=(tmp_path,))]
+    notes = client.execute(f"SELECT size, note FROM checkpoints WHERE size < {SIZE}")
+    for size, note in notes:
+        anchors.put(tmp_path, ORIGIN, size, note)
+
+    def found():
+        return verify_logs(StoredLogs(client), trust, window=Window(SINCE, UNTIL))
+
+    assert told(found()) == []
+    assert found().logs[0].anchored == SIZE - BATCH
+    client.execute(f"ALTER TABLE checkpoints DELETE WHERE size = {SIZE - BATCH}")
+    assert told(found()) == []
+    changed(client, {"roles": ["x"]}, SIZE - BATCH - 2)
+    seal_again(client, SIZE, hashes(client))
+    assert {finding.kind for finding in found().findings} == {"anchor_fork"}
 
 
 # What is new.
