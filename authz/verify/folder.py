@@ -288,6 +288,8 @@ def write_log(
                     _put(directory / Place(level, index, width).path, data[: width * HASH_BYTES])
     with (directory / "checkpoints.ndjson").open("wb") as lines:
         for of_size, said in source.following(origin, 0):
+            if of_size > size:
+                break  # the log has gone on meanwhile
             lines.write(orjson.dumps({"size": of_size, "note": said}) + b"\n")
     return size
 
