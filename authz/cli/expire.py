@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from clickhouse_driver import Client
 
 from authz.errors import UnavailableError
-from authz.record import FIELD
 from authz.retention import Expired, Expiry, Hold, Rule, Spans, holds_in_force
 from authz.store import retention as store
 from authz.verify.expiry import Expiries
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 _ATTEMPTS = 5
 _STORED_SECONDS = 60
 _SPANS_CAP = 24_000  # of one range in a notice, as text
-_NOTICE_CAP = FIELD["details"].cap - 4_000  # of all that a notice tells; its signature comes after
+_NOTICE_CAP = 50_000  # of all that a notice tells; its signature and its escapes come after
 
 Tell = Callable[[Sequence[Expiry]], "Told"]
 

@@ -24,7 +24,17 @@ import orjson
 from authz.errors import UsageError
 from authz.journal.segments import Journal, replace_file
 from authz.ledger import NoteError, Signer, leaf_hash
-from authz.record import SCHEMA_VERSION, Entry, Record, attachment_hash, canonical, misfit, notice
+from authz.record import (
+    SCHEMA_VERSION,
+    WRITERS_BYTES,
+    Entry,
+    Record,
+    attachment_hash,
+    canonical,
+    misfit,
+    notice,
+    shorten,
+)
 
 RECEIVERS_FIELDS = ("origin", "index", "sealed_at")
 
@@ -74,6 +84,9 @@ class Chain:
             record["prev"] = head
             record["schema"] = SCHEMA_VERSION
             form = canonical(record)
+            if len(form) > WRITERS_BYTES:
+                shorten(record, WRITERS_BYTES)
+                form = canonical(record)
             head = chain_hash(form)
             payloads.append(join(form, attachment))
         self._framed = (seq, head)
@@ -165,6 +178,8 @@ def check_link(payload: bytes, writer: str, seq: int, prev: str) -> Record:
         raise ChainError(f"{writer} {seq}: does not follow the record before it")
     if wrong := misfit(record):
         raise ChainError(f"{writer} {seq}: {wrong}")
+    if len(payload) > WRITERS_BYTES:
+        raise ChainError(f"{writer} {seq}: takes {len(payload)} bytes, more than {WRITERS_BYTES}")
     if any(name in record for name in RECEIVERS_FIELDS):
         raise ChainError(f"{writer} {seq}: carries values that are the receiver's to give")
     return record

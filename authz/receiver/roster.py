@@ -6,16 +6,17 @@ removes or rewrites a log would have to rewrite all the others too. Since the no
 receiver cannot make one up, nor can a row that somebody slipped into the table.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+import orjson
 
 from authz.ledger import Checkpoint, NoteError
 from authz.record import Record, notice
 
 EVERY_SECONDS = 600
 _MOST_LOGS = 1000
-_MOST_TEXT = 60_000  # of a notice; `details` holds 65,536
+_MOST_BYTES = 60_000  # of what a notice tells, in the record's own form
 _MOST_NOTE = 4096  # a checkpoint with a dozen signatures; a longer one is none of ours
 
 
@@ -39,13 +40,13 @@ class Roster:
     def records(self, time_us: int) -> list[Record]:
         """The notices that tell it: one, unless there are very many logs."""
         parts: list[list[dict[str, object]]] = [[]]
-        room = _MOST_TEXT
+        room = _MOST_BYTES
         for origin, (size, note) in sorted(self.logs.items()):
             entry: dict[str, object] = {"origin": origin, "size": size, "note": note}
-            length = len(json.dumps(entry, ensure_ascii=False)) + 1
+            length = len(orjson.dumps(orjson.dumps(entry).decode())) + 1
             if parts[-1] and (length > room or len(parts[-1]) == _MOST_LOGS):
                 parts.append([])
-                room = _MOST_TEXT
+                room = _MOST_BYTES
             parts[-1].append(entry)
             room -= length
         return [notice("roster", time_us, {"logs": part}) for part in parts if part]

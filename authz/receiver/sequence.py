@@ -52,7 +52,7 @@ from authz.ledger import (
 )
 from authz.receiver.recent import MOST, Leaves, Recent
 from authz.receiver.state import Place, State, accounted_in, keys_after, place_of
-from authz.record import Entry, Record, form
+from authz.record import MOST_BYTES, Entry, Record, form, shorten
 
 # Of one batch, attachments included; they are in memory while it is stored.
 _BATCH_BYTES: float = 32 << 20
@@ -174,6 +174,9 @@ class Log:
                     record["index"] = index
                 record["sealed_at"] = now
                 leaf = form(record)
+                if len(leaf) > MOST_BYTES:  # none of a writer's: `check_link`
+                    shorten(record, MOST_BYTES)
+                    leaf = form(record)
                 if attachment:
                     attachments[index] = record, attachment
                 payloads.append(join(leaf, attachment))

@@ -1,6 +1,7 @@
 """The record: its fields, its canonical form, and what keeps patients out of it in clear."""
 
 from authz.record.attachment import attachment_hash, is_policy, sealing_key_id
+from authz.record.bounds import MOST_BYTES, WRITERS_BYTES, shorten
 from authz.record.canonical import canonical, clean, fit, form, misfit, text
 from authz.record.notices import details_of, notice
 from authz.record.schema import (
@@ -20,7 +21,9 @@ __all__ = [
     "FIELD",
     "FIELDS",
     "MAX_INT",
+    "MOST_BYTES",
     "SCHEMA_VERSION",
+    "WRITERS_BYTES",
     "Entry",
     "Field",
     "Record",
@@ -35,5 +38,6 @@ __all__ = [
     "misfit",
     "notice",
     "sealing_key_id",
+    "shorten",
     "text",
 ]

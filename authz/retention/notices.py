@@ -22,7 +22,7 @@ import orjson
 
 from authz.errors import UsageError
 from authz.ledger import HASH_BYTES, Signer
-from authz.record import FIELD, MAX_INT, Record, clean, details_of, notice
+from authz.record import MAX_INT, Record, clean, details_of, form, notice
 from authz.retention.rule import Rule
 from authz.retention.spans import Spans
 
@@ -30,6 +30,7 @@ HOLD, RELEASE, EXPIRED = "legal_hold", "legal_release", "expired"
 EVENTS = (HOLD, RELEASE, EXPIRED)
 KEPT_EVENTS = (*EVENTS, "writer_started", "key_rotation")
 """Notices that never expire: without them what is kept could not be understood or verified."""
+_MOST_BYTES = 60_000  # of the notice of what has expired: a record that is longer would be cut
 
 Place = tuple[str, int]
 """A record's: its log and index."""
@@ -122,8 +123,8 @@ def expired_notice(expiry: Expiry, time_us: int) -> Record:
     """Says that records may be gone from now on. Raises `ValueError` if it is too long to be kept
     as it is."""
     record = notice(EXPIRED, time_us, expiry.details(), rule=str(expiry.rule))
-    if details_of(record) != expiry.details():
-        raise ValueError(f"a notice's details take {FIELD['details'].cap} characters")
+    if details_of(record) != expiry.details() or len(form(record)) > _MOST_BYTES:
+        raise ValueError("a notice's details take 60,000 bytes")
     return record
 
 
