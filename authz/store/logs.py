@@ -15,6 +15,7 @@ _NOTE_CAP = 65_536
 _ORIGIN_CAP = 1024
 _REVISIONS = 1000  # asked about at once
 _READ_AT_ONCE = 100
+_NEAR = 20_000  # records: within so many there is nearly always a checkpoint
 _RANGE = "origin = %(origin)s AND index >= %(first)s AND index < %(end)s"
 
 
@@ -77,32 +78,38 @@ class StoredLogs:
 
     def newest(self, origin: str, beyond: int = -1) -> Iterator[tuple[int, str]]:
         """The checkpoints over more than `beyond` records, the newest first."""
-        query = (
-            "SELECT DISTINCT size, note FROM checkpoints WHERE origin = %(origin)s"
-            " AND size > %(beyond)s AND size <= %(below)s ORDER BY size DESC, note LIMIT %(limit)s"
+        newest = (
+            "SELECT max(size), count() FROM checkpoints WHERE origin = %(origin)s"
+            " AND size > %(beyond)s AND size < %(below)s"
         )
-        below, limit = 2**63, 1
-        while True:
-            values = {"origin": origin, "beyond": beyond, "below": below, "limit": limit}
-            found = self._ask(query, values)
-            for size, note in found:
-                yield size, text(note, _NOTE_CAP)
-            if len(found) < limit:
-                return
-            below = found[-1][0] - 1
-            limit = _READ_AT_ONCE
+        before = (
+            "SELECT DISTINCT size, note FROM checkpoints WHERE origin = %(origin)s"
+            " AND size > %(beyond)s AND size < %(below)s ORDER BY size DESC LIMIT %(limit)s"
+            " WITH TIES"
+        )
+        values = {"origin": origin, "beyond": beyond, "below": 2**63, "limit": _READ_AT_ONCE}
+        # The newest is nearly always all that is asked for: of the others no note is read.
+        [(size, count)] = self._ask(newest, values)
+        found = [(size, note) for note in self.checkpoints(origin, size)] if count else []
+        while found:
+            yield from ((size, text(note, _NOTE_CAP)) for size, note in found)
+            found = self._ask(before, values | {"below": found[-1][0]})
 
     def following(self, origin: str, least: int) -> Iterator[tuple[int, str]]:
         """The checkpoints over `least` records or more, the smallest first."""
         query = (
             "SELECT DISTINCT size, note FROM checkpoints WHERE origin = %(origin)s"
-            " AND size >= %(least)s ORDER BY size LIMIT %(limit)s WITH TIES"
+            " AND size >= %(least)s AND size < %(below)s ORDER BY size LIMIT %(limit)s WITH TIES"
         )
-        limit = 1
-        while found := self._ask(query, {"origin": origin, "least": least, "limit": limit}):
-            for size, note in found:
-                yield size, text(note, _NOTE_CAP)
-            least, limit = found[-1][0] + 1, _READ_AT_ONCE
+        values: dict[str, Any] = {"origin": origin, "limit": _READ_AT_ONCE}
+        near = least + _NEAR
+        while found := (
+            self._ask(query, values | {"least": least, "below": near})
+            or self._ask(query, values | {"least": least, "below": 2**63})
+        ):
+            yield from ((size, text(note, _NOTE_CAP)) for size, note in found)
+            least = found[-1][0] + 1
+            near = least + _NEAR
 
     def checkpoints(self, origin: str, size: int) -> Sequence[str]:
         """The notes over just `size` records."""

@@ -5,20 +5,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as pytest has it
 
-from logs import TestLog
+from logs import SIGNER, TestLog
 
 from authz.journal.segments import Journal
+from authz.receiver import sequence
 from authz.receiver.sequence import Log
 from authz.record import Record
 from authz.store import migrations
 from authz.store.client import connect
 from authz.store.writer import StoreWriter
 
-_GROUP = 5_000  # exchanges between two heads of a writer
-_SECOND = 1_000_000
+__all__ = ["SIGNER", "Built", "build"]
+
+GROUP = 5_000  # exchanges between two heads of a writer
 
 
 class Built(TestLog):
@@ -38,18 +41,23 @@ class Built(TestLog):
         self.writer = StoreWriter(self.client, self.signer.name)
 
 
-def build(log: Built, records: int) -> Iterator[int]:
-    """Fill `log` with about `records` records; yields how many are stored by now."""
-    now = time.time_ns() // 1000
-    log.append(log.written([log.identity.start_notice(now, "1")]))
-    random = Random(1)
-    number = 0
+def build(
+    log: Built, records: int, group: int = GROUP, apart_us: int = 0, begin_us: int = 0
+) -> Iterator[int]:
+    """Fill `log` with about `records` records, `apart_us` of its clock from one to the next; yields
+    how many are stored by now."""
+    begin = begin_us or time.time_ns() // 1000
+    random = Random(log.journal.next)
     while log.journal.next < records:
-        exchanges = [_exchange(random, number + n, now) for n in range(_GROUP)]
-        number += _GROUP
-        log.append(log.written([decision for decision, _ in exchanges]))
-        log.append([access for _, access in exchanges])
-        log.append(log.written([log.identity.head_notice(now, *log.chain.place)]))
+        now = begin + log.journal.next * apart_us
+        number = log.journal.next
+        exchanges = [_exchange(random, number + n, now) for n in range(group)]
+        with patch.object(sequence.time, "time_ns", lambda at=now: at * 1000):
+            if not number:
+                log.append(log.written([log.identity.start_notice(now, "1")]))
+            log.append(log.written([decision for decision, _ in exchanges]))
+            log.append([access for _, access in exchanges])
+            log.append(log.written([log.identity.head_notice(now, *log.chain.place)]))
         while log.log.waiting():
             log.seal(10_000)
         log.writer_journal.trim(log.chain.place[0])
