@@ -17,6 +17,7 @@ from authz.cli import (  # noqa: F401 - each registers its commands
     retention,
     serve,
     verify,
+    watch,
 )
 from authz.cli.app import app
 from authz.errors import AuthzError

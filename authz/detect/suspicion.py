@@ -1,0 +1,89 @@
+"""What a rule says, and what it is asked with."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from authz.detect.event import Event
+from authz.detect.feeds import Feeds, Known
+from authz.detect.usual import Day, Group, Person
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Degrees, and the radius in km within which the address is."""
+
+    latitude: float
+    longitude: float
+    radius: float
+    country: str = ""
+
+
+@dataclass(slots=True)
+class World:
+    """What all people together are usual in."""
+
+    networks: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By network, who was seen there, and when last."""
+    countries: dict[str, set[str]] = field(default_factory=dict)
+    people: set[str] = field(default_factory=set)
+    shared: Callable[[str], bool] = lambda _address: False
+    """Whether an address is a VPN's or another that many share, as the operator says."""
+    place: Callable[[str], Place | None] = lambda _address: None
+    """Where an address is, as the operator's file says."""
+
+
+@dataclass(slots=True)
+class Sight:
+    """One event, with what is known when it comes."""
+
+    event: Event
+    person: Person
+    group: Group
+    day: Day
+    known: Known
+    feeds: Feeds
+    world: World
+    strange: tuple[str, ...]
+    """Patients of this event that nothing explains, and that are the first such of the day."""
+    unexplained: bool
+    """Something about this event is not explained (or nothing can be)."""
+    hour: int
+    """Of the day, where the deployment is."""
+    new_hour: bool
+    network: str
+    new_network: bool
+    new_country: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """`score` is -log10 of how likely it is by chance, as the rule reckons: what it is worth in
+    alerts is learnt from the deployment's own history. `cause` tells two of one rule apart."""
+
+    rule: str
+    score: float
+    saw: str
+    usual: str = ""
+    peers: str = ""
+    records: tuple[str, ...] = ()
+    cause: str = ""
+    certain: bool = False
+    """It needs no history to be worth an alert."""
+
+    @property
+    def evidence(self) -> str:
+        parts = [self.saw]
+        if self.usual:
+            parts.append(f"Usual for this person: {self.usual}")
+        if self.peers:
+            parts.append(f"For their role: {self.peers}")
+        return ". ".join(parts) + "."
+
+
+Rule: TypeAlias = Callable[[Sight], Iterator[Suspicion]]
+
+
+def told(value: Any) -> str:
+    """A number as people read it."""
+    return f"{value:,.1f}".rstrip("0").rstrip(".") if isinstance(value, float) else f"{value:,}"
