@@ -2,7 +2,6 @@
 
 import ipaddress
 import math
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,12 +11,14 @@ from zoneinfo import ZoneInfo
 from authz.detect import accounts, relations, times, volume
 from authz.detect.event import Event, Events
 from authz.detect.feeds import Feeds
-from authz.detect.lanes import FAMILY, Budgets, Lane, Lanes
+from authz.detect.lanes import Budgets, Calibration, Lane, Lanes
 from authz.detect.suspicion import Rule, Sight, Suspicion, World
 from authz.detect.usual import (
     BREAKS,
     DAY_US,
     DENIALS,
+    FADING,
+    KEPT_DAYS,
     PATIENTS,
     PEAK,
     REQUESTS,
@@ -34,17 +35,27 @@ RULES: tuple[Rule, ...] = (
     volume.today, volume.slowly, relations.related, relations.gone, times.off_hours,
     times.elsewhere, times.travel, accounts.drift,
 )  # fmt: skip
+MOST_NAMED = 100  # records of one finding
 COOL_DOWN_DAYS = 7
+_EXPLAINED_DAYS = 30  # what somebody explained is not told again for so long
 _SWITCH_US = 10 * 60_000_000
 _BURST_US = 10 * 60_000_000
 _BURST = 20  # failed authentications from one address within that time
 _FORGOTTEN_DAYS = 30  # a network where somebody was not seen for so long is new again
 _HOUR_US = 3_600_000_000
+# One alert in a cool-down for rules that see the same thing.
+_FAMILY = {
+    "unexplained": "volume", "bulk_read": "volume", "fast_read": "volume",
+    "bulk_requests": "volume", "slow_read": "slow", "slow_unexplained": "slow",
+    "shared_credential": "place", "new_place": "place", "impossible_travel": "place",
+    "service_drift": "account", "terminated": "account",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What somebody should look at. `score` is -log10 of how likely it is by chance."""
+    """What somebody should look at. `score` is -log10 of how likely it is by chance, as the rule
+    reckons. `address` stands for the subject where nobody is known."""
 
     time: int
     subject: str
@@ -53,127 +64,137 @@ class Finding:
     score: float
     evidence: str
     records: tuple[str, ...]
+    cause: str
     tenant: str = ""
+    address: str = ""
 
 
 @dataclass(slots=True)
-class _Alerted:
+class Alerted:
     """The last alert of one subject and cause."""
 
-    date: int
     lane: Lane
+    until: int
+    """The date on which it may be told again."""
 
 
 @dataclass(slots=True)
-class _Failures:
+class Failures:
     """Failed authentications from one address."""
 
-    recent: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=100))
+    recent: list[tuple[int, str]] = field(default_factory=list)
     told: int = 0
+    """The date."""
+
+
+@dataclass(slots=True)
+class Memory:
+    """All that a detector has learnt: plain values, which can be kept. It follows people and what
+    they do in a day, not history."""
+
+    date: int = 0
+    people: dict[str, Person] = field(default_factory=dict)
+    groups: dict[str, Group] = field(default_factory=dict)
+    networks: dict[str, dict[str, int]] = field(default_factory=dict)
+    countries: dict[str, set[str]] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+    alerted: dict[str, dict[str, Alerted]] = field(default_factory=dict)
+    """By subject and cause."""
+    failures: dict[str, Failures] = field(default_factory=dict)
+    accesses: int = 0
+    """To charts, each person's each day."""
+    unexplained: int = 0
 
 
 class Detector:
-    """Everything detection knows. Memory follows people and what they do in a day, not history."""
+    """`add` records; `memory` is what was learnt from those before."""
 
     def __init__(
-        self, feeds: Feeds, budgets: Budgets = Budgets(), zone: str = "UTC",
-        world: World | None = None,
+        self, feeds: Feeds, budgets: Budgets | None = None, zone: str = "UTC", *,
+        memory: Memory | None = None, world: World | None = None,
     ) -> None:  # fmt: skip
+        """`zone` is that of the people's days and hours."""
         self.feeds = feeds
-        self.lanes = Lanes(budgets)
-        self.people: dict[str, Person] = {}
-        self.groups: dict[str, Group] = {}
-        self.world = world or World()
-        self.accesses = 0
-        self.unexplained = 0
+        self.memory = memory or Memory()
+        self.lanes = Lanes(budgets or Budgets(), self.memory.calibration)
+        self._world = world or World()
+        self._world.networks = self.memory.networks
+        self._world.countries = self.memory.countries
         self._events = Events()
         self._zone = ZoneInfo(zone)
         self._offset, self._offset_until = 0, 0
-        self._date = 0
-        self._active: list[Person] = []
-        self._alerted: dict[tuple[str, str], _Alerted] = {}
-        self._beside: dict[str, dict[str, tuple[float, Suspicion]]] = {}
-        self._failures: dict[str, _Failures] = {}
+        people = self.memory.people.values()
+        self._active = [person for person in people if person.day is not None]
+        self._best: dict[str, dict[str, tuple[float, Suspicion]]] = {}
 
     def add(self, record: Record) -> list[Finding]:
         """What this record gives cause for."""
         event = self._events.of(record)
         if event is None:
             return []
-        date = self._roll(event.time)
+        self._roll(event.time)
         if event.failed:
             return list(self._failed(event))
-        sight = self._look(event, date)
+        sight = self._look(event)
         found: list[Finding] = []
         for rule in RULES:
             for suspicion in rule(sight):
                 found += self._suspect(suspicion, sight)
-        if event.first and (place := self.world.place(event.address)):
+        if event.first and (place := self._world.place(event.address)):
             sight.person.place = event.time, place, event.address, event.id
         return found
 
-    def _roll(self, time: int) -> int:
-        """The date by the deployment's clock; what was under way on the day before is closed."""
+    def reviewed(self, subject: str, cause: str, *, confirmed: bool) -> None:
+        """Somebody has explained a finding, or confirmed it."""
+        if confirmed:
+            self.lanes.confirmed(subject)
+        elif alerted := self.memory.alerted.get(subject, {}).get(cause):
+            alerted.lane, alerted.until = "act", self.memory.date + _EXPLAINED_DAYS
+
+    def _roll(self, time: int) -> None:
+        """On to the day of `time`, by the people's clock; the one that was under way is closed."""
         if time >= self._offset_until:
             at = datetime.fromtimestamp(time / 1_000_000, UTC).astimezone(self._zone)
-            self._offset = int((at.utcoffset() or UTC.utcoffset(None)).total_seconds()) * 1_000_000
+            offset = at.utcoffset()
+            self._offset = int(offset.total_seconds()) * 1_000_000 if offset else 0
             self._offset_until = time - time % _HOUR_US + _HOUR_US
         date = (time + self._offset) // DAY_US
-        if date > self._date:
-            if self._date:
+        memory = self.memory
+        if date > memory.date:
+            if memory.date:
                 self._close()
-            self._date = date
-        return self._date
+            memory.date = date
 
-    def _person(self, event: Event) -> Person:
-        person = self.people.get(event.subject)
-        if person is None:
-            role = self.feeds.known(event.subject).role or (event.roles[0] if event.roles else "")
-            person = self.people[event.subject] = Person(event.subject, role)
-            person.first_date = self._date
-            self.world.people.add(event.subject)
-        return person
-
-    def _day(self, person: Person, group: Group, event: Event) -> Day:
-        day = person.day
-        if day is None:
-            day = person.day = Day(self._date)
-            day.usual = usual_of(person, group, self._date)
-            group.roll(self._date)
-            for measure, usual in enumerate(day.usual):
-                group.expected[measure] += usual.mean
-            person.gap_us = event.time - person.last_time if person.last_time else 0
-            self._active.append(person)
-        return day
-
-    def _look(self, event: Event, date: int) -> Sight:
+    def _look(self, event: Event) -> Sight:
         """Count an event, and say what is known about it."""
-        person = self._person(event)
-        group = self.groups.get(person.group)
+        memory, feeds = self.memory, self.feeds
+        known = feeds.known(event.subject)
+        person = memory.people.get(event.subject)
+        if person is None:
+            role = known.role or (event.roles[0] if event.roles else "")
+            person = Person(event.subject, role, first_date=memory.date)
+            memory.people[event.subject] = person
+            self._world.people = len(memory.people)
+        group = memory.groups.get(person.group)
         if group is None:
-            group = self.groups[person.group] = Group()
-        day = self._day(person, group, event)
-        counts = day.counts
+            group = memory.groups[person.group] = Group()
+        day = person.day or self._begin_day(person, group, event)
         if event.first:
-            counts[REQUESTS] += 1
-            group.today[REQUESTS] += 1
-            if not event.allowed:
-                counts[DENIALS] += 1
-            if event.break_glass:
-                counts[BREAKS] += 1
+            self._count(event, day, group)
         day.recent.append(event.id)
+        if len(day.recent) > 2 * MOST_NAMED:
+            del day.recent[:MOST_NAMED]
         hour = (event.time + self._offset) // _HOUR_US % 24
         new_hour = hour not in day.hours
         if new_hour:
             day.hours.add(hour)
         strange = self._patients(event, day, group, hour) if event.patients else ()
-        known = self.feeds.known(event.subject)
         new_network = new_country = False
         network = ""
         if event.first and event.address:
             network = network_of(event.address)
-            new_network = self._network(person, network, date)
-            new_country = self._country(person, event.country, date)
+            new_network = self._network(person, network)
+            new_country = self._country(person, event.country)
             day.new_networks += new_network
             day.new_countries += new_country
             self._switches(person, day, event, network)
@@ -183,9 +204,28 @@ class Detector:
             or any(patient in day.unexplained for patient in event.patients)
         )
         return Sight(
-            event, person, group, day, known, self.feeds, self.world, strange, unexplained, hour,
+            event, person, group, day, known, feeds, self._world, strange, unexplained, hour,
             new_hour, network, new_network, new_country,
         )  # fmt: skip
+
+    def _begin_day(self, person: Person, group: Group, event: Event) -> Day:
+        date = self.memory.date
+        day = person.day = Day(date)
+        day.usual = usual_of(person, group, date)
+        group.roll(date)
+        for measure, usual in enumerate(day.usual):
+            group.expected[measure] += usual.mean
+        person.gap_us = event.time - person.last_time if person.last_time else 0
+        self._active.append(person)
+        return day
+
+    def _count(self, event: Event, day: Day, group: Group) -> None:
+        day.counts[REQUESTS] += 1
+        group.today[REQUESTS] += 1
+        if not event.allowed:
+            day.counts[DENIALS] += 1
+        if event.break_glass:
+            day.counts[BREAKS] += 1
 
     def _patients(self, event: Event, day: Day, group: Group, hour: int) -> tuple[str, ...]:
         """Count whose data it was; returns those that nothing explains, the first time today."""
@@ -204,128 +244,129 @@ class Detector:
             day.patients.add(patient)
             counts[PATIENTS] += 1
             group.today[PATIENTS] += 1
-            self.accesses += 1
+            self.memory.accesses += 1
             if not self.feeds.reason(event.subject, patient, event.time):
-                self.unexplained += 1
+                self.memory.unexplained += 1
                 day.unexplained[patient] = event.id
                 counts[UNEXPLAINED] += 1
                 if event.allowed:
                     strange.append(patient)
         return tuple(strange)
 
-    def _network(self, person: Person, network: str, date: int) -> bool:
+    def _network(self, person: Person, network: str) -> bool:
         """Whether this person is new on it."""
-        last = person.networks.get(network)
+        date, last = self.memory.date, person.networks.get(network)
         if last == date:
             return False
         person.networks[network] = date
-        self.world.networks.setdefault(network, {})[person.subject] = date
+        self.memory.networks.setdefault(network, {})[person.subject] = date
         return last is None or last < date - _FORGOTTEN_DAYS
 
-    def _country(self, person: Person, country: str, date: int) -> bool:
+    def _country(self, person: Person, country: str) -> bool:
         if not country or country in person.countries:
             return False
-        person.countries[country] = date
-        self.world.countries.setdefault(country, set()).add(person.subject)
+        person.countries[country] = self.memory.date
+        self.memory.countries.setdefault(country, set()).add(person.subject)
         return True
 
     def _switches(self, person: Person, day: Day, event: Event, network: str) -> None:
         """Changes of place or program within minutes: two people with one name."""
         if person.last_network and event.time - person.last_time < _SWITCH_US:
-            moved = network != person.last_network and not (self.world.shared(event.address))
-            other = event.agent != person.last_agent
-            if moved or other:
-                day.counts[SWITCHES] += 1
+            moved = network != person.last_network and not self._world.shared(event.address)
+            day.counts[SWITCHES] += moved or event.agent != person.last_agent
         person.last_network, person.last_agent = network, event.agent
         person.last_time = event.time
 
     def _suspect(self, suspicion: Suspicion, sight: Sight) -> Iterator[Finding]:
-        subject, day = sight.event.subject, sight.day
-        lane = self.lanes.lane(suspicion, subject, day.date)
-        family = FAMILY[suspicion.rule]
-        combined = self._combine(suspicion, family, subject, day.date)
+        event, day = sight.event, sight.day
+        subject, date = event.subject, day.date
+        lane = self.lanes.lane(suspicion, subject, date)
+        family = _FAMILY.get(suspicion.rule, suspicion.rule)
+        combined = self._combined(suspicion, family, subject)
         if lane is None and combined is not None:
-            lane = self.lanes.lane(combined, subject, day.date)
-            suspicion, family = combined, "combination"
-        if lane is None:
-            return
+            lane = self.lanes.lane(combined, subject, date)
+            suspicion, family = combined, combined.rule
         cause = f"{family}/{suspicion.cause}" if suspicion.cause else family
-        if not self._is_new(subject, cause, lane, day.date):
+        if lane is None or not self._is_new(subject, cause, lane):
             return
         day.alerted = True
-        self.lanes.alerted(lane)
         yield Finding(
-            sight.event.time, subject, suspicion.rule, lane, round(suspicion.score, 3),
-            suspicion.evidence, suspicion.records or (sight.event.id,), sight.event.tenant,
+            event.time, subject, suspicion.rule, lane, round(suspicion.score, 3),
+            suspicion.evidence, suspicion.records[-MOST_NAMED:], cause, event.tenant,
         )  # fmt: skip
 
-    def _combine(
-        self, suspicion: Suspicion, family: str, subject: str, date: int
-    ) -> Suspicion | None:
+    def _combined(self, suspicion: Suspicion, family: str, subject: str) -> Suspicion | None:
         """Several things about one person on one day, none of which is enough by itself."""
-        rate = self.lanes.rate(suspicion.rule, suspicion.score) / 1000
-        weight = -math.log10(max(rate, 1e-12))
+        weight = -math.log10(max(self.lanes.rate(suspicion.rule, suspicion.score) / 1000, 1e-12))
         if weight < 1:
             return None
-        best = self._beside.setdefault(subject, {})
+        best = self._best.setdefault(subject, {})
         if family not in best or weight > best[family][0]:
             best[family] = weight, suspicion
         if len(best) < 2:
             return None
-        weights = sorted((weight for weight, _ in best.values()), reverse=True)
-        parts = [one for _, one in sorted(best.values(), key=lambda one: -one[0])]
-        records = tuple(dict.fromkeys(record for one in parts for record in one.records[-30:]))
+        ranked = sorted(best.values(), key=lambda one: -one[0])
+        parts = [one for _, one in ranked]
+        records = dict.fromkeys(record for one in parts for record in one.records[-30:])
+        score = sum(weight for weight, _ in ranked) - 0.8 * (len(ranked) - 1)
         return Suspicion(
-            "combination", sum(weights) - 0.8 * (len(weights) - 1),
-            "; ".join(one.saw for one in parts), parts[0].usual, parts[0].peers, records[:100],
+            "combination", score, "; ".join(one.saw for one in parts), parts[0].usual,
+            parts[0].peers, tuple(records),
         )  # fmt: skip
 
-    def _is_new(self, subject: str, cause: str, lane: Lane, date: int) -> bool:
+    def _is_new(self, subject: str, cause: str, lane: Lane) -> bool:
         """Whether it was not told in the cool-down already, or has become worse."""
-        before = self._alerted.get((subject, cause))
-        if before is not None and date - before.date < COOL_DOWN_DAYS:
-            if before.lane == "act" or lane == "review":
-                return False
-        self._alerted[subject, cause] = _Alerted(date, lane)
+        date = self.memory.date
+        causes = self.memory.alerted.setdefault(subject, {})
+        before = causes.get(cause)
+        if before and date < before.until and (before.lane == "act" or lane == "review"):
+            return False
+        causes[cause] = Alerted(lane, date + COOL_DOWN_DAYS)
+        self.lanes.alerted(lane)
         return True
 
     def _failed(self, event: Event) -> Iterator[Finding]:
-        """Failed authentications have no subject: they are counted by the address they come from."""
-        failures = self._failures.setdefault(event.address, _Failures())
+        """Failed authentications have no subject: they are counted by the address they are from."""
+        date = self.memory.date
+        failures = self.memory.failures.setdefault(event.address, Failures())
         failures.recent.append((event.time, event.id))
-        recent = [one for at, one in failures.recent if at > event.time - _BURST_US]
-        if len(recent) < _BURST or self._date < failures.told + 1:
+        begin = event.time - _BURST_US
+        failures.recent = [one for one in failures.recent[-MOST_NAMED:] if one[0] > begin]
+        if len(failures.recent) < _BURST or failures.told == date:
             return
-        failures.told = self._date
+        failures.told = date
         self.lanes.alerted("act")
+        saw = f"{len(failures.recent)} failed authentications within 10 minutes, all from"
         yield Finding(
-            event.time, event.address, "failed_authentications", "act", 9.0,
-            f"{len(recent)} failed authentications within 10 minutes from {event.address}",
-            tuple(recent),
+            event.time, "", "failed_authentications", "act", 9.0, f"{saw} {event.address}.",
+            tuple(record for _, record in failures.recent), "failed_authentications",
+            event.tenant, event.address,
         )  # fmt: skip
 
     def _close(self) -> None:
-        """A day is over: it becomes part of what is usual."""
+        """The day is over: it becomes part of what is usual."""
+        memory = self.memory
         for person in self._active:
             day = person.day
             assert day is not None
             counts = tuple(day.counts)
-            group = self.groups[person.group]
             volume.add_slow(person.slow, counts, day.usual)
             person.days.append((day.date, counts, day.alerted))
+            del person.days[:-KEPT_DAYS]
             person.seen_days += 1
-            for hour in range(24):
-                person.hours[hour] = person.hours[hour] * 0.98 + (hour in day.hours)
-            person.new_networks = person.new_networks * 0.98 + day.new_networks
-            person.new_countries = person.new_countries * 0.98 + day.new_countries
+            person.hours = [
+                days * FADING + (hour in day.hours) for hour, days in enumerate(person.hours)
+            ]
+            person.new_networks = person.new_networks * FADING + day.new_networks
+            person.new_countries = person.new_countries * FADING + day.new_countries
             if not day.alerted:
-                group.learn(counts, day.hours)
+                memory.groups[person.group].learn(counts, day.hours)
             person.day = None
-        self.lanes.close(self._date, len(self._active))
+        self.lanes.close(memory.date, len(self._active))
         self._active.clear()
-        self._beside.clear()
-        self._failures = {
-            address: one for address, one in self._failures.items() if one.told >= self._date
+        self._best.clear()
+        memory.failures = {
+            address: one for address, one in memory.failures.items() if one.told == memory.date
         }
 
 

@@ -1,25 +1,25 @@
 """What is worth an alert: two lanes with budgets, learnt from the deployment's own history.
 
-A rule's score says how unlikely something is by the rule's own reckoning, which no two rules do
-alike. What counts is how often a score like it comes: `Lanes` keeps, by rule, the highest score of
-each person and week, and so knows how many alerts per 1,000 user-days a threshold would have meant.
-Each rule may use its share of a lane's budget; what was told lately against what may be is held by
-making all shares larger or smaller together. Before there is history, scores are taken at their
-word, and only far ones count.
+A rule's score says how unlikely something is by the rule's own reckoning, and no two rules reckon
+alike. What counts is how often a score like it comes: kept are, by rule, the highest score of each
+person and week, which tell how many alerts per 1,000 user-days a threshold would have meant. Each
+rule may use its share of a lane's budget, and all shares are widened or narrowed together until
+what was told lately fits. Before there is history, scores are taken at their word, and only high
+ones count.
 
-A person counts once a week and rule, however often: so nobody can raise a threshold by much, and a
-confirmed finding counts not at all.
+A person counts once a week and rule, however often, so nobody raises a threshold by much; what
+somebody confirmed to be misuse counts not at all.
 """
 
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from authz.detect.suspicion import Suspicion
 
 Lane = Literal["act", "review"]
+LANES: tuple[Lane, Lane] = ("act", "review")
 
 SHARES: Mapping[str, float] = {
     "relation": 2.5, "unexplained": 2.0, "slow_unexplained": 1.5, "bulk_read": 1.0,
@@ -27,16 +27,12 @@ SHARES: Mapping[str, float] = {
     "shared_credential": 0.8, "break_glass": 0.8, "off_hours": 0.8, "new_place": 1.0,
     "service_drift": 0.5, "terminated": 0.3, "impossible_travel": 0.3, "combination": 2.0,
 }  # fmt: skip
-FAMILY: Mapping[str, str] = {
-    "unexplained": "volume", "bulk_read": "volume", "fast_read": "volume",
-    "bulk_requests": "volume", "slow_read": "slow", "slow_unexplained": "slow",
-    "denials": "denials", "shared_credential": "place", "new_place": "place",
-    "impossible_travel": "place", "off_hours": "hours", "break_glass": "break_glass",
-    "relation": "relation", "service_drift": "account", "terminated": "account",
-}  # fmt: skip
+"""How much of a budget each rule may use, beside the others."""
+_ALL = sum(SHARES.values())
 _WEEKS = 6
 _BELIEVED = 1000.0  # user-days that the rules' own reckoning weighs as much as
-_CLOSE = 0.02  # of the highest scores, the tail beyond them is drawn from
+_UNTAUGHT_DAYS = 7
+_UNTAUGHT_SCORE = 6.0
 _HELD_DAYS = 21
 
 
@@ -47,98 +43,143 @@ class Budgets:
     act: float = 1.0
     review: float = 5.0
 
+    def of(self, lane: Lane) -> float:
+        return self.act if lane == "act" else self.review
+
 
 @dataclass(slots=True)
-class _History:
-    """One rule's."""
+class History:
+    """One rule's: the best score of each subject, by week."""
 
-    weeks: deque[tuple[int, dict[str, float]]] = field(default_factory=deque)
+    weeks: dict[int, dict[str, float]] = field(default_factory=dict)
     scores: list[float] = field(default_factory=list)
+    """Of all weeks, in order, as of the last day that was closed."""
     slope: float = 0.4343
+    """How far beyond the highest scores others may lie, on average."""
 
     def note(self, subject: str, week: int, score: float) -> None:
-        if not self.weeks or self.weeks[-1][0] != week:
-            self.weeks.append((week, {}))
-        best = self.weeks[-1][1]
+        best = self.weeks.setdefault(week, {})
         if score > best.get(subject, 0.0):
             best[subject] = score
 
+    def forget(self, subject: str) -> None:
+        for best in self.weeks.values():
+            best.pop(subject, None)
+
     def learn(self, oldest: int) -> None:
-        while self.weeks and self.weeks[0][0] < oldest:
-            self.weeks.popleft()
-        self.scores = sorted(score for _, best in self.weeks for score in best.values())
+        for week in [week for week in self.weeks if week < oldest]:
+            del self.weeks[week]
+        self.scores = sorted(score for best in self.weeks.values() for score in best.values())
         top = self.scores[-max(min(len(self.scores) // 4, 60), 5) :]
         if len(top) >= 5:
-            self.slope = min(max(sum(one - top[0] for one in top[1:]) / (len(top) - 1), 0.1), 3.0)
+            beyond = sum(score - top[0] for score in top[1:]) / (len(top) - 1)
+            self.slope = min(max(beyond, 0.1), 3.0)
 
     def above(self, score: float) -> float:
-        """How many in the history are as high; of what is higher than nearly all, an estimate."""
+        """How many in the history are as high; beyond nearly all, an estimate."""
         scores = self.scores
         count = len(scores) - bisect_left(scores, score)
         if count >= 3 or len(scores) < 5:
             return float(count)
         third = scores[-3]
-        return (
-            3.0 * 10 ** (-(score - third) / max(self.slope * 2.3026, 0.2)) if score > third else 3.0
-        )
+        return 3.0 * 10 ** (-max(score - third, 0) / max(self.slope * 2.3026, 0.2))
+
+
+@dataclass(slots=True)
+class Told:
+    """A day that is over."""
+
+    date: int
+    user_days: int
+    act: int
+    review: int
+
+
+@dataclass(slots=True)
+class Calibration:
+    """What was learnt."""
+
+    history: dict[str, History] = field(
+        default_factory=lambda: {rule: History() for rule in SHARES}
+    )
+    days: list[Told] = field(default_factory=list)
+    user_days: int = 0
+    learnt: int = 0
+    wide: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LANES, 1.0))
+    today: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LANES, 0))
 
 
 class Lanes:
     """`lane` of each suspicion; `close` after each day."""
 
-    def __init__(self, budgets: Budgets = Budgets()) -> None:
-        self._budgets = budgets
-        self._history = {rule: _History() for rule in SHARES}
-        self._all = sum(SHARES.values())
-        self._days: deque[tuple[int, int, int, int]] = deque()  # date, user-days, act, review
-        self._user_days = 0
-        self._wide = {"act": 1.0, "review": 1.0}
-        self._told = {"act": 0, "review": 0}
-        self._learnt_days = 0
+    def __init__(self, budgets: Budgets, learnt: Calibration) -> None:
+        self.budgets = budgets
+        self._learnt = learnt
 
     def rate(self, rule: str, score: float) -> float:
         """How many alerts per 1,000 user-days a threshold at `score` would have meant."""
-        count = self._history[rule].above(score) + _BELIEVED * 10**-score
-        return 1000 * count / (self._user_days + _BELIEVED)
+        learnt = self._learnt
+        count = learnt.history[rule].above(score) + _BELIEVED * 10**-score
+        return 1000 * count / (learnt.user_days + _BELIEVED)
 
     def lane(self, suspicion: Suspicion, subject: str, date: int) -> Lane | None:
         """Note a suspicion; where it goes, if anywhere."""
-        self._history[suspicion.rule].note(subject, date // 7, suspicion.score)
+        learnt = self._learnt
+        learnt.history[suspicion.rule].note(subject, date // 7, suspicion.score)
         if suspicion.certain:
             return "act"
-        if self._learnt_days < 7 and suspicion.score < 6:
+        if learnt.learnt < _UNTAUGHT_DAYS and suspicion.score < _UNTAUGHT_SCORE:
             return None
         rate = self.rate(suspicion.rule, suspicion.score)
-        share = SHARES[suspicion.rule] / self._all
-        if rate <= self._budgets.act * share * self._wide["act"]:
-            return "act"
-        if rate <= self._budgets.review * share * self._wide["review"]:
-            return "review"
+        share = SHARES[suspicion.rule] / _ALL
+        for lane in LANES:
+            if rate <= self.budgets.of(lane) * share * learnt.wide[lane]:
+                return lane
         return None
 
     def alerted(self, lane: Lane) -> None:
-        self._told[lane] += 1
+        self._learnt.today[lane] += 1
+
+    def confirmed(self, subject: str) -> None:
+        """Misuse teaches nothing about what is usual."""
+        for history in self._learnt.history.values():
+            history.forget(subject)
 
     def close(self, date: int, user_days: int) -> None:
         """A day is over."""
-        self._days.append((date, user_days, self._told["act"], self._told["review"]))
-        self._told = {"act": 0, "review": 0}
-        while self._days[0][0] <= date - 7 * _WEEKS:
-            self._days.popleft()
-        self._user_days = sum(day[1] for day in self._days)
-        self._learnt_days += 1
-        for history in self._history.values():
+        learnt = self._learnt
+        learnt.days.append(Told(date, user_days, learnt.today["act"], learnt.today["review"]))
+        learnt.days = [day for day in learnt.days if day.date > date - 7 * _WEEKS]
+        learnt.today = dict.fromkeys(LANES, 0)
+        learnt.user_days = sum(day.user_days for day in learnt.days)
+        learnt.learnt += 1
+        for history in learnt.history.values():
             history.learn(date // 7 - _WEEKS)
-        self._hold()
+        self._hold(date)
 
-    def _hold(self) -> None:
+    def _hold(self, date: int) -> None:
         """Widen or narrow all shares, so that what was told lately fits the budgets."""
-        lately = [day for day in self._days if day[0] > self._days[-1][0] - _HELD_DAYS]
-        users = sum(day[1] for day in lately)
-        if self._learnt_days < 10 or not users:
+        learnt = self._learnt
+        lately = [day for day in learnt.days if day.date > date - _HELD_DAYS]
+        users = sum(day.user_days for day in lately)
+        if learnt.learnt < _UNTAUGHT_DAYS or not users:
             return
-        for place, lane in ((2, "act"), (3, "review")):
-            budget = getattr(self._budgets, lane) * 0.9
-            told = 1000 * (sum(day[place] for day in lately) + 0.5) / users
-            change = min(max((budget / told) ** 0.2, 0.8), 1.15)
-            self._wide[lane] = min(max(self._wide[lane] * change, 0.1), 6.0)
+        for lane in LANES:
+            told = 1000 * (sum(getattr(day, lane) for day in lately) + 0.5) / users
+            change = (self.budgets.of(lane) * 0.9 / told) ** 0.2
+            wide = learnt.wide[lane] * min(max(change, 0.8), 1.15)
+            learnt.wide[lane] = min(max(wide, 0.1), 6.0)
+
+    def told(self) -> tuple[float, float]:
+        """Alerts per 1,000 user-days in the weeks that are kept, by lane."""
+        users = max(self._learnt.user_days, 1)
+        act, review = (
+            sum(getattr(day, lane) for day in self._learnt.days) * 1000 / users for lane in LANES
+        )
+        return act, review
+
+    def would_be(self, budget: float) -> Iterator[tuple[str, int]]:
+        """By rule, how many alerts these weeks would have brought in a lane of this budget."""
+        for rule, history in self._learnt.history.items():
+            share = SHARES[rule] / _ALL
+            yield rule, sum(self.rate(rule, score) <= budget * share for score in history.scores)

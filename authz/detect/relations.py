@@ -75,5 +75,5 @@ def gone(sight: Sight) -> Iterator[Suspicion]:
         usual = f"none: there was nothing for {away:.0f} days" if person.seen_days else "none"
     yield Suspicion(
         "terminated", 12.0, "A request of somebody whose status is terminated or disabled", usual,
-        "", tuple(sight.day.recent), certain=True,
+        "", tuple(sight.day.recent[-100:]), certain=True,
     )  # fmt: skip

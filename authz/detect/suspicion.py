@@ -6,30 +6,28 @@ from typing import Any, TypeAlias
 
 from authz.detect.event import Event
 from authz.detect.feeds import Feeds, Known
-from authz.detect.usual import Day, Group, Person
+from authz.detect.usual import Day, Group, Person, Place
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Degrees, and the radius in km within which the address is."""
+def _nowhere(_address: str) -> Place | None:
+    return None
 
-    latitude: float
-    longitude: float
-    radius: float
-    country: str = ""
+
+def _alone(_address: str) -> bool:
+    return False
 
 
 @dataclass(slots=True)
 class World:
-    """What all people together are usual in."""
+    """What is known of all people together, and of addresses."""
 
     networks: dict[str, dict[str, int]] = field(default_factory=dict)
-    """By network, who was seen there, and when last."""
+    """By network, who was seen there, and on which date last."""
     countries: dict[str, set[str]] = field(default_factory=dict)
-    people: set[str] = field(default_factory=set)
-    shared: Callable[[str], bool] = lambda _address: False
+    people: int = 0
+    shared: Callable[[str], bool] = _alone
     """Whether an address is a VPN's or another that many share, as the operator says."""
-    place: Callable[[str], Place | None] = lambda _address: None
+    place: Callable[[str], Place | None] = _nowhere
     """Where an address is, as the operator's file says."""
 
 

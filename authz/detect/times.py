@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from authz.detect.suspicion import Sight, Suspicion, told
+from authz.detect.usual import FADING
 
 _KM_A_DEGREE = 111.2
 _FASTEST_KMH = 900
@@ -17,7 +18,7 @@ def off_hours(sight: Sight) -> Iterator[Suspicion]:
     person, group, hour = sight.person, sight.group, sight.hour
     days = sum_days(person.seen_days)
     own = _around(person.hours, hour)
-    peers = _around(group.hours, hour) / max(group.hour_days, 1)
+    peers = _around(group.hours, hour) / max(group.weight, 1)
     chance = min((own + 4 * peers + 0.02) / (days + 4), 1.0)
     score = -math.log10(chance)
     if not sight.unexplained:
@@ -33,7 +34,7 @@ def off_hours(sight: Sight) -> Iterator[Suspicion]:
 
 def sum_days(seen: int) -> float:
     """How many days `Person.hours` stand for: old ones fade."""
-    return (1 - 0.98**seen) / 0.02
+    return (1 - FADING**seen) / (1 - FADING)
 
 
 def _around(hours: list[float], hour: int) -> float:
@@ -46,7 +47,7 @@ def elsewhere(sight: Sight) -> Iterator[Suspicion]:
     event, person, world = sight.event, sight.person, sight.world
     if person.seen_days < 3 or not (sight.new_network or sight.new_country):
         return
-    days, people = sum_days(person.seen_days), max(len(world.people), 1)
+    days, people = sum_days(person.seen_days), max(world.people, 1)
     score, saw = 0.0, []
     if sight.new_country:
         there = len(world.countries.get(event.country, ())) - 1

@@ -7,22 +7,21 @@ with an alert.
 """
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from scipy.special import betainc, gammainc
 
 MEASURES = ("requests", "patients", "unexplained", "peak", "denials", "switches", "breaks")
 REQUESTS, PATIENTS, UNEXPLAINED, PEAK, DENIALS, SWITCHES, BREAKS = range(len(MEASURES))
 DAY_US = 86_400_000_000
-_KEPT_DAYS = 60
+KEPT_DAYS = 60
 _LAG_DAYS = 7
 _ENOUGH_DAYS = 10
 _OWN_DAYS = 6  # so many days of a person's weigh as much as their role
 _DRAWN_IN = 3.0  # in interquartile ranges above the third quartile
 _MOST_SCORE = 30.0
+FADING = 0.98  # a day
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +52,16 @@ def tail(count: int, mean: float, variance: float) -> float:
     return -math.log10(chance) if chance > 10**-_MOST_SCORE else _MOST_SCORE
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an address is: degrees, and the radius in km within which that is so."""
+
+    latitude: float
+    longitude: float
+    radius: float
+    country: str = ""
+
+
 @dataclass(slots=True)
 class Day:
     """What a person has done on the day that is under way."""
@@ -66,7 +75,8 @@ class Day:
     hours: set[int] = field(default_factory=set)
     hour: int = -1
     in_hour: set[str] = field(default_factory=set)
-    recent: deque[str] = field(default_factory=lambda: deque(maxlen=100))
+    recent: list[str] = field(default_factory=list)
+    """The newest records, up to twice as many as a finding names."""
     steps: list[int] = field(default_factory=lambda: [0] * len(MEASURES))
     """From which count on each measure is judged again."""
     alerted: bool = False
@@ -82,10 +92,8 @@ class Person:
     subject: str
     group: str
     """Those it is held against: its role."""
-    days: deque[tuple[int, tuple[int, ...], bool]] = field(
-        default_factory=lambda: deque(maxlen=_KEPT_DAYS)
-    )
-    """Date, counts, and whether there was an alert."""
+    days: list[tuple[int, tuple[int, ...], bool]] = field(default_factory=list)
+    """Date, counts, and whether there was an alert; `KEPT_DAYS` of them."""
     day: Day | None = None
     seen_days: int = 0
     first_date: int = 0
@@ -96,7 +104,6 @@ class Person:
     new_networks: float = 0.0
     countries: dict[str, int] = field(default_factory=dict)
     new_countries: float = 0.0
-    agents: dict[str, int] = field(default_factory=dict)
     paths: set[str] = field(default_factory=set)
     path_date: int = 0
     """When its last new path came."""
@@ -105,9 +112,8 @@ class Person:
     last_time: int = 0
     last_network: str = ""
     last_agent: str = ""
-    last_country: str = ""
-    place: Any = None
-    """Time, place, address and record of where it was last."""
+    place: tuple[int, Place, str, str] | None = None
+    """When and where it was last, with address and record."""
     gap_us: int = 0
     """How long it had been away before this day."""
 
@@ -118,21 +124,22 @@ class Person:
         return older if len(older) >= _ENOUGH_DAYS else [count for _, count in days]
 
 
-class Group:
-    """Everybody of one role: what a day of one of them is, and who is there today."""
+def _zeros() -> list[float]:
+    return [0.0] * len(MEASURES)
 
-    def __init__(self) -> None:
-        self.weight = 0.0
-        self.sums = [0.0] * len(MEASURES)
-        self.squares = [0.0] * len(MEASURES)
-        self.hours = [0.0] * 24
-        self.hour_days = 0.0
-        self.people: set[str] = set()
-        self.new_networks = 0.0
-        self.new_countries = 0.0
-        self.date = 0
-        self.today = [0.0] * len(MEASURES)
-        self.expected = [0.0] * len(MEASURES)
+
+@dataclass(slots=True)
+class Group:
+    """Everybody of one role: what a day of one of them is, and who is there today. Sums over days
+    fade: half of what is known is of the last five weeks."""
+
+    weight: float = 0.0
+    sums: list[float] = field(default_factory=_zeros)
+    squares: list[float] = field(default_factory=_zeros)
+    hours: list[float] = field(default_factory=lambda: [0.0] * 24)
+    date: int = 0
+    today: list[float] = field(default_factory=_zeros)
+    expected: list[float] = field(default_factory=_zeros)
 
     def roll(self, date: int) -> None:
         if date != self.date:
@@ -141,11 +148,8 @@ class Group:
             self.expected = [0.0] * len(MEASURES)
             for sums in (self.sums, self.squares, self.hours):
                 for place, value in enumerate(sums):
-                    sums[place] = value * _FADING
-            self.weight *= _FADING
-            self.hour_days *= _FADING
-            self.new_networks *= _FADING
-            self.new_countries *= _FADING
+                    sums[place] = value * FADING
+            self.weight *= FADING
 
     def learn(self, counts: Sequence[int], hours: set[int]) -> None:
         """A day of one of them, which had no alert."""
@@ -161,7 +165,6 @@ class Group:
         self.weight += 1
         for hour in hours:
             self.hours[hour] += 1
-        self.hour_days += 1
 
     def usual(self, measure: int) -> tuple[float, float]:
         """Mean and variance of a day of one of them."""
@@ -178,7 +181,6 @@ class Group:
         return max((self.today[measure] - own) / expected, 1.0)
 
 
-_FADING = 0.98  # a day: half of what is known is of the last five weeks
 # Before anything is known: mean and variance of a day.
 _UNKNOWN = (
     (30.0, 900.0),

@@ -56,7 +56,7 @@ def today(sight: Sight) -> Iterator[Suspicion]:
         if measure == UNEXPLAINED:
             records = tuple(list(day.unexplained.values())[-100:])
         else:
-            records = tuple(day.recent)
+            records = tuple(day.recent[-100:])
         yield Suspicion(
             rule, score, f"{told(count)} {what} on this day", _own(usual), _peers(sight, measure),
             records,
@@ -78,14 +78,14 @@ def slowly(sight: Sight) -> Iterator[Suspicion]:
         score = before + excess(count, usual)
         if score < _LEAST_SLOW or count < day.steps[measure] - 1 - count // 20:
             continue
-        newest = [counts[measure] for _, counts, _ in list(person.days)[-7:]]
+        newest = [counts[measure] for _, counts, _ in person.days[-7:]]
         lately = (sum(newest) + count) / (len(newest) + 1)
         if lately < 1.15 * usual.mean:
             continue
         yield Suspicion(
             rule, score * 0.4343,
             f"{told(lately)} {what} a day over the last {len(newest) + 1} days there",
-            f"{told(usual.mean)} a day before that", _peers(sight, measure), tuple(day.recent),
+            f"{told(usual.mean)} a day before that", _peers(sight, measure), tuple(day.recent[-100:]),
         )  # fmt: skip
 
 
