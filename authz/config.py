@@ -197,6 +197,19 @@ class Console(_Section):
     )
 
 
+class Watch(_Section):
+    """Detection: what is unusual, and how much of it is told."""
+
+    feeds: Path | None = Field(
+        None, description="directory of people.csv, patients.csv, care_team.csv, ..."
+    )
+    act: float = Field(1.0, gt=0, description="findings to act on now, per 1,000 user-days")
+    review: float = Field(5.0, gt=0, description="findings to review, per 1,000 user-days")
+    zone: str = Field("UTC", description="time zone of the people's days: Europe/Berlin")
+    history_days: int = Field(45, ge=0, le=3650, description="learnt from at the first start")
+    metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
+
+
 class Journal(_Section):
     """Records on this machine's disk, until they are further along."""
 
@@ -285,6 +298,7 @@ class Config(BaseSettings):
     identity: IdentityConfig = IdentityConfig()
     receiver: Receiver = Receiver()
     console: Console = Console()
+    watch: Watch = Watch()
     journal: Journal = Journal()
     privacy: Privacy = Privacy()
     disclosure: Disclosure = Disclosure()

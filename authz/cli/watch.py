@@ -1,71 +1,103 @@
 """``authz watch``."""
 
+import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from authz.cli.app import Json, app
+from authz import config
+from authz.cli.app import ConfigFile, DataDir, Json, Store, app, given, run
+from authz.cli.block import Receiver
+from authz.cli.lookup import printable
 from authz.detect.detector import Detector, Finding
-from authz.detect.feeds import load
+from authz.detect.feeds import Feeds, load
 from authz.detect.lanes import Budgets
+from authz.detect.record import to_json
 from authz.errors import UsageError
-from authz.record import Record
+from authz.record import FIELD, Record
+from authz.serve import logs
+
+_TYPES = {"text": str, "texts": list, "bool": bool, "int": int, "time": int}
+_WANTED = {
+    "text": "text", "texts": "an array of texts", "bool": "true or false", "int": "an integer",
+    "time": "microseconds since the epoch",
+}  # fmt: skip
+_COLOURS = {"act": "bold red", "review": "yellow"}
 
 
 @app.command()
 def watch(
+    file: ConfigFile = None,
+    store: Store = None,
+    receiver: Receiver = None,
+    data_dir: DataDir = None,
     replay: Annotated[
-        Path | None, typer.Option(help="Records in time order, one JSON object a line.")
+        Path | None, typer.Option(help="Records in time order, one JSON object a line; no store.")
     ] = None,
     feeds: Annotated[
-        Path | None, typer.Option(help="Directory of care_team.csv, appointments.csv, ...")
+        Path | None, typer.Option(help="Directory of people.csv, care_team.csv and the like.")
     ] = None,
-    act: Annotated[float, typer.Option(help="Act now: alerts per 1,000 user-days.")] = 1.0,
-    review: Annotated[float, typer.Option(help="Review: alerts per 1,000 user-days.")] = 5.0,
-    zone: Annotated[str, typer.Option(help="Time zone whose days and hours count.")] = "UTC",
+    act: Annotated[
+        float | None, typer.Option(help="Findings to act on now, per 1,000 user-days.")
+    ] = None,
+    review: Annotated[
+        float | None, typer.Option(help="Findings to review, per 1,000 user-days.")
+    ] = None,
+    zone: Annotated[
+        str | None, typer.Option(help="Time zone of the people's days: Europe/Berlin.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Look at what there is, and end.")] = False,
+    metrics: Annotated[str | None, typer.Option(help="host:port of Prometheus metrics")] = None,
     as_json: Json = False,
 ) -> None:
-    """Watch what is done, and tell what is unusual."""
-    from authz.detect.feeds import Feeds
-
-    if replay is None:
-        raise UsageError("--replay FILE is missing")
-    detector = Detector(load(feeds) if feeds else Feeds(), Budgets(act, review), zone)
+    """Learn what people usually do, and tell what is unusual, a line for each finding."""
+    options = given(
+        data_dir=data_dir, store=store, ext_authz__receiver=receiver, watch__feeds=feeds,
+        watch__act=act, watch__review=review, watch__zone=zone, watch__metrics=metrics,
+    )  # fmt: skip
+    loaded = config.load(file, options)
+    loaded = loaded.model_copy(update={"data_dir": loaded.data_dir / "watch"})
     console = Console()
-    for record in _records(replay):
+
+    def tell(finding: Finding) -> None:
+        if as_json:
+            sys.stdout.write(orjson.dumps(to_json(finding)).decode() + "\n")
+            sys.stdout.flush()
+        else:
+            console.print(_line(finding), soft_wrap=True)
+
+    if replay is not None:
+        _replay(replay, loaded.watch, tell)
+        return
+    from authz.serve.watch import serve  # noqa: PLC0415 - grpc is slow to import
+
+    logs.configure()
+    run(serve(loaded, tell, once=once))
+
+
+def _replay(path: Path, options: config.Watch, tell: Callable[[Finding], None]) -> None:
+    feeds = load(options.feeds) if options.feeds else Feeds()
+    detector = Detector(feeds, Budgets(options.act, options.review), options.zone)
+    gc.freeze()  # the feeds stay as they are
+    for record in _records(path):
         for finding in detector.add(record):
-            if as_json:
-                sys.stdout.write(orjson.dumps(to_json(finding)).decode() + "\n")
-            else:
-                console.print(_line(finding))
-
-
-def to_json(finding: Finding) -> dict[str, Any]:
-    """One line of ``--json``."""
-    return {
-        "time": datetime.fromtimestamp(finding.time / 1e6, UTC).isoformat(),
-        "subject": finding.subject,
-        "rule": finding.rule,
-        "lane": finding.lane,
-        "score": finding.score,
-        "evidence": finding.evidence,
-        "records": list(finding.records),
-    }
+            tell(finding)
 
 
 def _line(finding: Finding) -> Text:
-    at = datetime.fromtimestamp(finding.time / 1e6, UTC)
+    at = datetime.fromtimestamp(finding.time / 1_000_000, UTC)
     text = Text(f"{at:%Y-%m-%d %H:%M} ")
-    text.append(f"{finding.lane:6} ", style="bold red" if finding.lane == "act" else "yellow")
+    text.append(f"{finding.lane:6} ", style=_COLOURS[finding.lane])
     text.append(f"{finding.rule} ", style="bold")
-    return text.append(f"{finding.subject}: {finding.evidence}")
+    who = printable(finding.subject or finding.address)
+    return text.append(f"{who}: {printable(finding.evidence)}")
 
 
 def _records(path: Path) -> Iterator[Record]:
@@ -73,12 +105,20 @@ def _records(path: Path) -> Iterator[Record]:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    try:
-                        record = orjson.loads(line)
-                    except ValueError:
-                        raise UsageError(f"{path}, line {number}: not JSON") from None
-                    if not isinstance(record, dict):
-                        raise UsageError(f"{path}, line {number}: not a record")
-                    yield record
+                    yield _record(line, f"--replay {path}, line {number}")
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise UsageError(f"--replay {path}: {error.strerror}") from None
+
+
+def _record(line: bytes, where: str) -> Record:
+    try:
+        record = orjson.loads(line)
+    except ValueError:
+        raise UsageError(f"{where}: not JSON") from None
+    if not isinstance(record, dict):
+        raise UsageError(f"{where}: not a record: want an object")
+    for name, value in record.items():
+        field = FIELD.get(name)
+        if field is not None and type(value) is not _TYPES[field.type]:
+            raise UsageError(f"{where}: {name}: want {_WANTED[field.type]}")
+    return record

@@ -1,0 +1,189 @@
+"""The composition root of ``authz watch``: new records in, findings out, and what was learnt kept.
+
+Order of steps: records are read; what they give cause for goes into this process's journal, on
+disk, and from there to the receiver; then, now and then, what was learnt is kept with the place up
+to which it was. A restart goes on from that place, so it makes again what was found since: the
+findings are told by their keys from those that are on record or in the journal.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import orjson
+import structlog
+from clickhouse_driver import Client
+from prometheus_client import Counter, Gauge
+
+from authz.blocks import Blocks
+from authz.config import Config
+from authz.detect import kept
+from authz.detect.detector import Detector, Finding
+from authz.detect.feeds import Feeds, load
+from authz.detect.lanes import Budgets
+from authz.detect.record import finding_record, key_of
+from authz.errors import UsageError
+from authz.journal.chain import split
+from authz.record import Record, details_of
+from authz.serve import grpc_server
+from authz.serve.writer import Writer, now_us
+from authz.store import watched
+from authz.store.client import QUERY_ERRORS, connect, explain
+from authz.store.migrations import check
+
+_LOOK_SECONDS = 0.5
+_MOST = 50_000  # records of one log at a time
+_BUSY = 5_000  # when so many were new, more may be there already
+_KEPT_SECONDS = 60
+_HOUR_US = 3_600_000_000
+_DRAIN_SECONDS = 10
+
+RECORDS = Counter("authz_watch_records", "Records that were looked at")
+FINDINGS = Counter("authz_findings", "Findings", ["rule", "lane"])
+BEHIND = Gauge("authz_watch_behind_seconds", "Age of the newest record when it was looked at")
+UNEXPLAINED = Gauge(
+    "authz_watch_unexplained_ratio", "Accesses to charts that no feed explains, of all"
+)
+
+logger = structlog.get_logger()
+
+Tell = Callable[[Finding], None]
+
+
+class Watch:
+    """Follows all logs of a store. `tell` is called with each finding once it is on disk."""
+
+    def __init__(self, config: Config, client: Client, writer: Writer | None, tell: Tell) -> None:
+        options = config.watch
+        self._options = options
+        self._client = client
+        self._writer = writer
+        self._tell = tell
+        self._path = config.data_dir / "watch.json"
+        self._kept = kept.load(self._path) or kept.Kept()
+        self._silent_until = 0 if self._kept.next else now_us() - _HOUR_US
+        self._kept_at = time.monotonic()
+        self._moved = False
+        self._detector = Detector(
+            load(options.feeds) if options.feeds else Feeds(),
+            Budgets(options.act, options.review), options.zone, memory=self._kept.memory,
+        )  # fmt: skip
+        self._known = self._on_record()
+
+    def look(self) -> int:
+        """Look at what is new; returns how many records that were."""
+        batch: list[Record] = []
+        reached = {}
+        for origin, size in watched.sizes(self._client).items():
+            first = self._next(origin)
+            reached[origin] = max(min(size, first + _MOST), first)
+            batch += watched.following(self._client, origin, first, reached[origin])
+        self._kept.next |= reached
+        if not batch:
+            return 0
+        batch.sort(key=lambda record: (record.get("time", 0), record.get("index", 0)))
+        found = [finding for record in batch for finding in self._detector.add(record)]
+        self._raise([finding for finding in found if finding.time >= self._silent_until])
+        self._moved = True
+        RECORDS.inc(len(batch))
+        newest: int = max(record.get("sealed_at", 0) for record in batch)  # type: ignore[assignment]
+        BEHIND.set((now_us() - newest) / 1_000_000)
+        memory = self._kept.memory
+        UNEXPLAINED.set(memory.unexplained / max(memory.accesses, 1))
+        return len(batch)
+
+    def keep(self, *, now: bool = False) -> None:
+        """Keep what was learnt, if it is time to, or `now`."""
+        if self._moved and (now or time.monotonic() - self._kept_at > _KEPT_SECONDS):
+            kept.save(self._path, self._kept)
+            self._kept_at = time.monotonic()
+            self._moved = False
+
+    def _next(self, origin: str) -> int:
+        """Where to go on; of a log that is new here, as far back as is learnt from."""
+        known = self._kept.next.get(origin)
+        if known is not None:
+            return known
+        since = now_us() - self._options.history_days * 24 * _HOUR_US
+        return watched.first_since(self._client, origin, since)
+
+    def _raise(self, findings: Sequence[Finding]) -> None:
+        new = [finding for finding in findings if key_of(finding) not in self._known]
+        self._known |= {key_of(finding) for finding in new}
+        if self._writer and new:
+            self._writer.committer.commit([(finding_record(finding), b"") for finding in new])
+        for finding in new:
+            FINDINGS.labels(finding.rule, finding.lane).inc()
+            self._tell(finding)
+
+    def _on_record(self) -> set[str]:
+        """The keys of findings that a restart may come by again."""
+        since = self._kept.memory.date * 24 * _HOUR_US - 24 * _HOUR_US
+        keys = watched.told(self._client, max(since, 0))
+        if self._writer:
+            journal = self._writer.journal
+            reader = journal.reader(journal.first)
+            while payloads := reader.take(1000):
+                for payload in payloads:
+                    record = orjson.loads(split(payload)[0])
+                    if record.get("kind") == "finding":
+                        keys.add(details_of(record).get("key", ""))
+            reader.close()
+        return keys
+
+
+async def serve(config: Config, tell: Tell, *, once: bool) -> None:
+    """Run until SIGTERM, or `once` through what there is. Raises `AuthzError`."""
+    if config.store is None:
+        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    store, options = config.store, config.ext_authz
+    grpc_server.serve_metrics(config.watch.metrics)
+    client = connect(store)
+    writer = Writer(config) if options.receiver else None
+    loops: list[Callable[[], Awaitable[None]]] = []
+    try:
+        await asyncio.to_thread(check, client)
+        watch = await asyncio.to_thread(Watch, config, client, writer, tell)
+        if writer:
+            writer.start()
+            blocks = Blocks.load(config.data_dir / "blocks.json")
+            forwarder = writer.forwarder(options, "", blocks)
+            loops += [forwarder.run, writer.sign_heads]
+        else:
+            logger.warning("no --receiver: findings are told here, and not put on record")
+        async with grpc_server.until_stopped() as stopped:
+            running = grpc_server.Loops(*loops, partial(_follow, watch, store, stopped, once=once))
+            try:
+                await running.until(stopped)
+                if writer:
+                    writer.sign_head()
+                    writer.committer.drain()
+                    await forwarder.drain(_DRAIN_SECONDS)
+            finally:
+                await running.cancel()
+        await asyncio.to_thread(partial(watch.keep, now=True))
+    except QUERY_ERRORS as error:
+        raise explain(error, store) from None
+    finally:
+        if writer:
+            writer.close()
+        client.disconnect()
+
+
+async def _follow(watch: Watch, store: str, stopped: asyncio.Event, *, once: bool) -> None:
+    """Look until `stopped`; `once` through sets it."""
+    while not stopped.is_set():
+        looked = 0
+        try:
+            looked = await asyncio.to_thread(watch.look)
+        except QUERY_ERRORS as error:
+            if once:
+                raise
+            logger.error("the store cannot be read", error=str(explain(error, store)))
+        else:
+            await asyncio.to_thread(watch.keep)
+        if once and not looked:
+            stopped.set()
+        elif looked < _BUSY:
+            await asyncio.sleep(_LOOK_SECONDS)

@@ -1,0 +1,38 @@
+"""The log as ``authz watch`` reads it: what is new, in order."""
+
+from collections.abc import Iterator
+
+from clickhouse_driver import Client
+
+from authz.record import Record
+from authz.store import checkpoints, rows
+
+_SINCE = (
+    "SELECT min(index) FROM audit_log WHERE origin = %(origin)s"
+    " AND sealed_at >= fromUnixTimestamp64Micro(%(since)s)"
+)
+_KEYS = (
+    "SELECT JSONExtractString(details, 'key') FROM findings"
+    " WHERE sealed_at >= fromUnixTimestamp64Micro(%(since)s)"
+)
+
+
+def sizes(client: Client) -> dict[str, int]:
+    """Of each log, how many records are sealed."""
+    return {origin: size for origin, size, _ in checkpoints.newest(client)}
+
+
+def first_since(client: Client, origin: str, since_us: int) -> int:
+    """The index of the first record sealed from then on; 0 if there is none."""
+    [(index,)] = client.execute(_SINCE, {"origin": origin, "since": since_us})
+    return int(index)
+
+
+def following(client: Client, origin: str, first: int, end: int) -> Iterator[Record]:
+    """The records from `first` to `end`, in index order."""
+    return rows.read(client, "audit_log", origin, first, end)
+
+
+def told(client: Client, since_us: int) -> set[str]:
+    """The keys of findings that are on record since then."""
+    return {key for (key,) in client.execute(_KEYS, {"since": since_us})}
