@@ -52,6 +52,11 @@ class LogReport:
         else:
             self.more_findings += 1
 
+    def find(self, kind: str, first: int, last: int, text: str) -> Finding:
+        finding = Finding(kind, self.origin, first, last, text)
+        self.add(finding)
+        return finding
+
     def replace(self, finding: Finding, other: Finding) -> None:
         """Say `other` in place of what was said before."""
         self.findings = [other if one is finding else one for one in self.findings]
