@@ -19,7 +19,7 @@ from authz.cli.block import DataDir, Receiver, as_given, record_it, user
 from authz.cli.lookup import printable
 from authz.cli.times import shown
 from authz.errors import UsageError
-from authz.journal.segments import replace_file
+from authz.files import replace_file
 from authz.ledger import NoteError, ProofError, TlogProof
 from authz.proof import Proven, check_proof, make_proof
 from authz.record import FIELD, MAX_INT, Record

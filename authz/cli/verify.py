@@ -20,7 +20,7 @@ from authz.cli.app import ConfigFile, Json, Store, app, given
 from authz.cli.lookup import printable
 from authz.cli.times import moment
 from authz.errors import UsageError
-from authz.journal.segments import replace_file
+from authz.files import replace_file
 from authz.store import migrations
 from authz.store.client import QUERY_ERRORS, connect, explain
 from authz.store.logs import StoredLogs

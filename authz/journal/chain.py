@@ -22,7 +22,8 @@ from pathlib import Path
 import orjson
 
 from authz.errors import UsageError
-from authz.journal.segments import Journal, replace_file
+from authz.files import replace_file
+from authz.journal.segments import Journal
 from authz.ledger import NoteError, Signer, leaf_hash
 from authz.record import (
     SCHEMA_VERSION,

@@ -8,8 +8,9 @@ from clickhouse_driver import Client
 
 from authz.config import Config, Receiver
 from authz.errors import UsageError
+from authz.files import replace_file
 from authz.journal.commit import Committer
-from authz.journal.segments import Journal, JournalError, replace_file
+from authz.journal.segments import Journal, JournalError
 from authz.keys import LOG_KEY
 from authz.receiver import metrics
 from authz.receiver.accounts import Accounts
