@@ -1,7 +1,11 @@
-"""Files that a crash leaves whole: with their old content or the new, and under a durable name."""
+"""Files that a crash leaves whole: with their old content or the new, and under a durable name;
+and whose they are."""
 
+import fcntl
 import os
 from pathlib import Path
+
+from authz.errors import UsageError
 
 
 def write_all(file: int, data: bytes) -> None:
@@ -54,3 +58,22 @@ def create_file(path: Path, data: bytes) -> None:
         os.close(file)
         fresh.unlink()
     sync_directory(path.parent)
+
+
+def is_open(path: Path) -> bool:
+    """Whether others than its owner may read a file. Raises `OSError`."""
+    return bool(path.stat().st_mode & 0o077)
+
+
+def lock_directory(directory: Path) -> int:
+    """Have `directory` for this process alone, until the file returned is closed. Raises
+    `UsageError` if another has it."""
+    lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise UsageError(
+            f"{directory} is in use by another process; stop it, or choose another --data-dir"
+        ) from None
+    return lock

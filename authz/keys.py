@@ -9,7 +9,7 @@ import base64
 from pathlib import Path
 
 from authz.errors import UsageError
-from authz.files import create_file
+from authz.files import create_file, is_open
 from authz.ledger import NoteError, Signer
 from authz.record import Record, details_of, notice
 
@@ -53,11 +53,6 @@ def read_key(path: Path) -> Signer:
         raise UsageError(f"{path}: {error.strerror}") from None
     except (NoteError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}; restore it from backup") from None
-
-
-def is_open(path: Path) -> bool:
-    """Whether others than its owner may read a private key."""
-    return bool(path.stat().st_mode & 0o077)
 
 
 def write_key(path: Path, signer: Signer) -> None:

@@ -26,7 +26,6 @@ is empty, so that zeros, which a loss of power may leave, are no frame.
 
 import contextlib
 import errno
-import fcntl
 import os
 import struct
 import sys
@@ -37,7 +36,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from authz.errors import UsageError
-from authz.files import make_directory, sync_directory, write_all
+from authz.files import lock_directory, make_directory, sync_directory, write_all
 
 _MAGIC = b"AUTHZJ1\n"
 _HEADER = struct.Struct("<8sQ")
@@ -85,7 +84,7 @@ class Journal:
         self._spare = min(_SPARE, disk_bytes // 16)
         self._sync = sync
         self._mutex = threading.Lock()
-        self._lock = _own(directory)
+        self._lock = lock_directory(directory)
         self._file: int | None = None
         self._room = 0  # the length of the file that is being written
         self._segments: list[_Segment] = []
@@ -397,15 +396,3 @@ def _disk(directory: Path) -> tuple[int, int]:
     if not disk.f_blocks:
         return sys.maxsize, sys.maxsize
     return disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-
-
-def _own(directory: Path) -> int:
-    lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise UsageError(
-            f"{directory} is in use by another process; stop it, or choose another --data-dir"
-        ) from None
-    return lock

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from authz.errors import UsageError
-from authz.files import create_file
+from authz.files import create_file, is_open
 
 KEY_BYTES = 32
 
@@ -48,7 +48,7 @@ def load_secret(path: Path, kind: str) -> bytes:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):  # two that start together agree on one key
             create_file(path, (secrets.token_hex(KEY_BYTES) + "\n").encode())
-    if path.stat().st_mode & 0o077:
+    if is_open(path):
         raise UsageError(f"{path}: others may read the {kind} key; run: chmod 600 {path}")
     try:
         secret = bytes.fromhex(path.read_text().strip())
