@@ -32,7 +32,7 @@ from authz.journal.segments import JournalError
 from authz.record import FIELD, Entry, clean
 from authz.record.privacy import PrivacyKey
 from authz.serve.check import Keeper
-from authz.serve.core_server import Stream
+from authz.serve.core_stream import Stream
 from authz.serve.metrics import DISCLOSURES
 
 _THREADS = 4
@@ -60,7 +60,7 @@ def reading_of(config: Disclosure) -> Reading:
 
 
 class Processor:
-    """``envoy.service.ext_proc.v3.ExternalProcessor``, as a `core_server.Handler`."""
+    """``envoy.service.ext_proc.v3.ExternalProcessor``, as a `core_stream.Handler`."""
 
     def __init__(self, config: Disclosure, keeper: Keeper, key: PrivacyKey) -> None:
         self._config = config
