@@ -234,7 +234,7 @@ def test_slow_disk(mode, tmp_path):
     assert (found.report.verified, found.report.gaps) == (True, {})
 
 
-BUG = """import authz.serve.check as check
+BUG = """import authz.serve.one_check as check
 real = check.read_verdict
 def read_verdict(outcome):
     if outcome == {"allowed": True, "headers": {"x-bug": "here"}}:
