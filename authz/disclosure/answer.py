@@ -130,7 +130,7 @@ class Answer:
         except UnreadableError as error:
             self._stop(error.trouble)
         except Exception:  # noqa: BLE001 (the answer goes on; what went wrong may quote the body)
-            self._stop("fault")
+            self._stop("internal_error")
 
     def _stop(self, trouble: str) -> None:
         self._findings.fail(trouble)
