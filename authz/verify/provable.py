@@ -160,7 +160,7 @@ class Provable:
 
     def _tiles(self, origin: str, places: Sequence[tuple[int, int]]) -> list[bytes]:
         asked = [Place(*place) for place in places]
-        return Tiles(self._client, origin)(asked) if asked else []
+        return Tiles(self._client, origin)(asked)
 
 
 def _leaf(record: Record) -> bytes:
