@@ -26,8 +26,7 @@ from authz.record import FIELD, MAX_INT, Record
 from authz.trust import load_trust
 
 if TYPE_CHECKING:
-    from clickhouse_driver import Client
-
+    from authz.store.client import Client
     from authz.store.tiles import Found
 
 # Look-ups show a record as demo/receiver/10.

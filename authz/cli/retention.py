@@ -34,10 +34,9 @@ from authz.retention import (
 from authz.trust import load_trust
 
 if TYPE_CHECKING:
-    from clickhouse_driver import Client
-
     from authz.cli.expire import Outcome
     from authz.serve.tell import Told
+    from authz.store.client import Client
 
 _SKEW_US = 3600 * 1_000_000
 

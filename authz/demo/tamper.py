@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from clickhouse_driver import Client
-
-from authz.store.client import connect
+from authz.store.client import Client, connect
 from authz.trust import TrustedLog
 from authz.verify import Report, verify_store
 from authz.verify.logs import State

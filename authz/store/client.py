@@ -3,7 +3,7 @@
 import logging
 from urllib.parse import SplitResult, urlsplit
 
-from clickhouse_driver import Client
+from clickhouse_driver import Client as Client  # for the others, who know no driver
 from clickhouse_driver.errors import Error as ClickHouseError
 from clickhouse_driver.errors import ServerException
 
