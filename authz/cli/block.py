@@ -47,7 +47,7 @@ def block(
     as_json: Json = False,
 ) -> None:
     """Deny a person everything for a time, within a second, whatever the policy says."""
-    from authz.blocks import block_notice  # noqa: PLC0415 - grpc is slow to import
+    from authz.blocks import block_notice
 
     seconds = _seconds(how_long)
     checked = as_given("SUBJECT", subject, "subject"), as_given("--reason", reason, "reason")
@@ -69,7 +69,7 @@ def unblock(
     as_json: Json = False,
 ) -> None:
     """Lift a block, within a second."""
-    from authz.blocks import unblock_notice  # noqa: PLC0415 - grpc is slow to import
+    from authz.blocks import unblock_notice
 
     why = as_given("--reason", reason, "reason") if reason else ""
     name = as_given("SUBJECT", subject, "subject")
@@ -132,8 +132,8 @@ def record_all(
     privacy_key_id: str = "",
 ) -> "Told":  # fmt: skip
     """The same for several, in this order."""
-    from authz.serve import tls  # noqa: PLC0415 - grpc is slow to import
-    from authz.serve.tell import tell  # noqa: PLC0415
+    from authz.serve import tls
+    from authz.serve.tell import tell
 
     connect, address = tls.to_receiver(options), str(options.receiver)
     # What happens to the connection is told by this command's own errors.

@@ -33,7 +33,7 @@ def load(path: Path | None = None, options: dict[str, Any] | None = None) -> Con
         ) from None
 
 
-class _Loader(yaml.SafeLoader):
+class DatelessLoader(yaml.SafeLoader):
     """No value here is a date: what looks like one is text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
@@ -46,8 +46,8 @@ def _read(path: Path) -> tuple[yaml.Node | None, dict[str, Any]]:
     """The YAML document in `path`, as nodes (which know their lines) and as values."""
     try:
         text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, _Loader)
-        content = yaml.load(text, _Loader) or {}  # noqa: S506 - a SafeLoader
+        root = yaml.compose(text, DatelessLoader)
+        content = yaml.load(text, DatelessLoader) or {}  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:

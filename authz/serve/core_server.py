@@ -129,7 +129,8 @@ class CoreServer:
             if credentials is None:
                 port = self._server.add_http2_port(address)
             else:
-                port = self._server.add_http2_port(address, credentials._credentials)  # type: ignore[attr-defined] # noqa: SLF001
+                inner = credentials._credentials  # type: ignore[attr-defined] # noqa: SLF001 - as grpcio
+                port = self._server.add_http2_port(address, inner)
         except RuntimeError:
             port = 0
         if not port:

@@ -3,11 +3,13 @@
 import logging
 from urllib.parse import SplitResult, urlsplit
 
-from clickhouse_driver import Client as Client  # for the others, who know no driver
+from clickhouse_driver import Client
 from clickhouse_driver.errors import Error as ClickHouseError
 from clickhouse_driver.errors import ServerException
 
 from authz.errors import AuthzError, UnavailableError, UsageError
+
+__all__ = ["QUERY_ERRORS", "Client", "connect", "explain", "name_of"]  # others know no driver
 
 # What a query raises: the driver's own errors, and bare ones from a broken socket.
 QUERY_ERRORS = (ClickHouseError, EOFError, OSError)

@@ -269,10 +269,10 @@ class LogCheck:
         self.report.expired += len(gone) - len(missing)
         for begin, end in missing:
             if self._lacked and self._lacked[1] == begin:
-                begin = self._lacked[0]  # noqa: PLW2901 - it began in the part before
+                self._lacked = self._lacked[0], end  # it began in the part before
             else:
                 self._there()
-            self._lacked = begin, end
+                self._lacked = begin, end
         if told[-1]:
             self._there()
         for begin, last in runs([part.first + n for n, t in enumerate(part.hashes) if t is None]):

@@ -78,7 +78,7 @@ class Told:
     def __init__(self) -> None:
         self._tally = Tally()
 
-    def add(self, record: Record, origin: str) -> Sequence[str]:  # noqa: ARG002
+    def add(self, record: Record, origin: str) -> Sequence[str]:  # noqa: ARG002 - as `Accounts` has it
         tally, kind = self._tally, record.get("kind")
         if kind == "decision":
             tally.decisions += 1
