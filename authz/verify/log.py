@@ -177,6 +177,7 @@ class LogCheck:
         self.report.anchored = witnessed.anchored
         self.report.witnessed = witnessed.witnessed
         self.report.writers = len(self.chains)
+        self.report.notes = self._dates.notes
 
     def to_json(self) -> dict[str, Any]:
         """What was found right, for a later check to go on from (`authz.verify.partial.after`)."""

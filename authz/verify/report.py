@@ -39,6 +39,8 @@ class LogReport:
     """How many records an anchor has seen as they are; what is beyond can still be rewritten."""
     witnessed: int = 0
     """The same of the witnesses, by the quorum that the trust file asks for."""
+    notes: list[str] = field(default_factory=list)
+    """What looks odd, and is in order."""
     findings: list[Finding] = field(default_factory=list)
     """Of each kind the first `MAX_FINDINGS`."""
     more_findings: int = 0
