@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from authz.journal.segments import sync_directory
+from authz.files import sync_directory
 
 _NAME = re.compile(r"[0-9]{16}(\.[0-9]+)?", re.ASCII)
 _MOST_BYTES = 65_536

@@ -16,7 +16,7 @@ import structlog
 from prometheus_client import Gauge
 
 from authz.errors import UsageError
-from authz.journal.segments import replace_file
+from authz.files import replace_file
 from authz.record import FIELD, MAX_INT, Record, notice
 from authz.v1 import stream_pb2 as pb
 

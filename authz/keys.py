@@ -6,11 +6,10 @@ signs over it, and later, bears the new key's signature; what is before, the old
 """
 
 import base64
-import os
 from pathlib import Path
 
 from authz.errors import UsageError
-from authz.journal.segments import sync_directory
+from authz.files import create_file, is_open
 from authz.ledger import NoteError, Signer
 from authz.record import Record, details_of, notice
 
@@ -56,22 +55,7 @@ def read_key(path: Path) -> Signer:
         raise UsageError(f"{path}: {error}; restore it from backup") from None
 
 
-def is_open(path: Path) -> bool:
-    """Whether others than its owner may read a private key."""
-    return bool(path.stat().st_mode & 0o077)
-
-
 def write_key(path: Path, signer: Signer) -> None:
     """Put a private key into `path`, whole and durable; only its owner may read it. Raises
     `FileExistsError` if something is there, and other `OSError`."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.unlink(missing_ok=True)
-    try:
-        with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            file.write(signer.private_text() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(new, path)  # unlike a rename, it replaces nothing
-    finally:
-        new.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    create_file(path, (signer.private_text() + "\n").encode())

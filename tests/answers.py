@@ -52,7 +52,7 @@ def seen(
     for start, end in itertools.pairwise(places):
         answer.feed(data[start:end])
     found = answer.finish(cut=cut)
-    assert found.trouble != "fault"
+    assert found.trouble != "internal_error"
     return found
 
 

@@ -10,7 +10,7 @@ SYSCALLS = ("open", "write", "fsync", "fdatasync")
 
 
 class Disk:
-    """Stands in for `os` in the journal's module: files are real, and synced parts remembered.
+    """Stands in for `os` in the journal's modules: files are real, and synced parts remembered.
 
     `fail_at` counts down the calls; the one that finds it at zero fails. A failing write may have
     written part of its data, as a full disk does.

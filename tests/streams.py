@@ -10,12 +10,12 @@ from logs import SIGNER
 from authz.blocks import Blocks
 from authz.journal.chain import Chain, load_identity, split
 from authz.journal.commit import Committer
-from authz.journal.forward import CHANNEL_OPTIONS, Forwarder
 from authz.journal.segments import Journal
-from authz.receiver.intake import Intake
 from authz.receiver.sequence import Log
 from authz.record.resource import Resources
 from authz.serve import grpc_server
+from authz.serve.forward import CHANNEL_OPTIONS, Forwarder
+from authz.serve.intake import Intake
 
 FAR = 4_000_000_000_000_000
 

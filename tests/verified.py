@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import itertools
+import time
 
 import orjson
 from logs import SIGNER, TRUST
@@ -17,7 +18,7 @@ BATCHES = (1, 255, 44, 300, 100)
 SIZE = sum(BATCHES)
 ORIGIN = SIGNER.name
 TABLES = ("audit_log", "tiles", "checkpoints", "policies", "sealed_originals")
-NOW = 1_700_000_000_000_000
+NOW = time.time_ns() // 1000
 CARRIED = {hashlib.sha256(text).hexdigest(): text for text in (b"0123abcd.sealed", b"package a")}
 SEALED, REVISION = CARRIED
 

@@ -40,7 +40,7 @@ def given(**options: object) -> dict[str, Any]:
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
     """Run a server on uvloop."""
-    import uvloop  # noqa: PLC0415 - commands that serve nothing start faster without it
+    import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(coroutine)

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import pwd
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +17,13 @@ import typer
 
 from authz import config
 from authz.cli.app import ConfigFile, Json, app, given
+from authz.cli.times import duration
 from authz.errors import UsageError
 from authz.record import FIELD, Record, text
 
 if TYPE_CHECKING:
     from authz.serve.tell import Told
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 _LONGEST_SECONDS = 3650 * 86_400
 
 Subject = Annotated[str, typer.Argument(help="The person, as decisions record them: dr.alder")]
@@ -41,7 +39,7 @@ DataDir = Annotated[
 @app.command()
 def block(
     subject: Subject,
-    duration: Annotated[str, typer.Option("--for", help="How long: 30m, 1h, 7d.")],
+    how_long: Annotated[str, typer.Option("--for", help="How long: 30m, 1h, 7d.")],
     reason: Annotated[str, typer.Option(help="Why; it is recorded.")],
     file: ConfigFile = None,
     receiver: Receiver = None,
@@ -49,9 +47,9 @@ def block(
     as_json: Json = False,
 ) -> None:
     """Deny a person everything for a time, within a second, whatever the policy says."""
-    from authz.blocks import block_notice  # noqa: PLC0415 - grpc is slow to import
+    from authz.blocks import block_notice
 
-    seconds = _seconds(duration)
+    seconds = _seconds(how_long)
     checked = as_given("SUBJECT", subject, "subject"), as_given("--reason", reason, "reason")
     now_us = time.time_ns() // 1000
     until_us = now_us + seconds * 1_000_000
@@ -71,7 +69,7 @@ def unblock(
     as_json: Json = False,
 ) -> None:
     """Lift a block, within a second."""
-    from authz.blocks import unblock_notice  # noqa: PLC0415 - grpc is slow to import
+    from authz.blocks import unblock_notice
 
     why = as_given("--reason", reason, "reason") if reason else ""
     name = as_given("SUBJECT", subject, "subject")
@@ -88,12 +86,11 @@ def user() -> str:
         return str(os.getuid())
 
 
-def _seconds(duration: str) -> int:
-    form = _DURATION.fullmatch(duration)
-    seconds = int(form[1]) * _UNITS[form[2]] if form else 0
+def _seconds(given: str) -> int:
+    seconds = duration(given) or 0
     if not 0 < seconds <= _LONGEST_SECONDS:
         raise UsageError(
-            f"--for {duration}: want a number and s, m, h or d, up to 3650d, such as 30m, 1h or 7d"
+            f"--for {given}: want a number and s, m, h or d, up to 3650d, such as 30m, 1h or 7d"
         )
     return seconds
 
@@ -135,8 +132,8 @@ def record_all(
     privacy_key_id: str = "",
 ) -> "Told":  # fmt: skip
     """The same for several, in this order."""
-    from authz.serve import tls  # noqa: PLC0415 - grpc is slow to import
-    from authz.serve.tell import tell  # noqa: PLC0415
+    from authz.serve import tls
+    from authz.serve.tell import tell
 
     connect, address = tls.to_receiver(options), str(options.receiver)
     # What happens to the connection is told by this command's own errors.

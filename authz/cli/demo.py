@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich import box
@@ -43,7 +44,7 @@ def demo(
     at the end it tampers with a copy and shows that caught.
     """
     try:
-        from authz.demo.run import Demo  # noqa: PLC0415 - in the extra `demo`
+        from authz.demo.run import Demo  # in the extra `demo`
     except ImportError as error:
         raise UsageError(f"the demo needs {error.name}; run: pip install 'authz[demo]'") from None
     console = Console(stderr=as_json, highlight=False)
@@ -210,7 +211,5 @@ def _suggest(addresses: dict[str, Any], console: Console) -> None:
 
 def run_parts(url: str) -> tuple[str, str, str, str]:
     """User, password, host and port of a store URL."""
-    from urllib.parse import urlsplit  # noqa: PLC0415
-
     parts = urlsplit(url)
     return parts.username or "", parts.password or "", parts.hostname or "", str(parts.port)

@@ -100,7 +100,7 @@ def doctor(
 
 
 def _in_file(path: Path, config: Config | None, envoys: list[Envoy]) -> list[Finding]:
-    from authz.doctor import bootstrap  # noqa: PLC0415
+    from authz.doctor import bootstrap
 
     here = bootstrap.in_file(path, config)
     envoys += here
@@ -116,7 +116,7 @@ def _in_file(path: Path, config: Config | None, envoys: list[Envoy]) -> list[Fin
 
 
 def _running(address: str, config: Config | None, envoys: list[Envoy]) -> list[Finding]:
-    from authz.doctor import admin, bootstrap  # noqa: PLC0415 - aiohttp is slow to import
+    from authz.doctor import admin, bootstrap
 
     try:
         running = admin.ask(address, config)
@@ -132,7 +132,7 @@ def _hops(
     url: str, path: str, store: str | None, token_file: Path | None, envoys: Sequence[Envoy],
     client_address: str | None, wait: float,
 ) -> list[Finding]:  # fmt: skip
-    from authz.doctor import hops  # noqa: PLC0415 - clickhouse-driver is slow to import
+    from authz.doctor import hops
 
     if store is None:
         raise UsageError("--store is missing: where the request's record will be")
@@ -161,8 +161,8 @@ def _server(
     addresses: list[str], metrics: list[str], files: tuple[Path | None, Path | None, Path | None],
     config: Config | None,
 ) -> list[Finding]:  # fmt: skip
-    from authz.doctor import server  # noqa: PLC0415 - grpc is slow to import
-    from authz.doctor.metrics import metrics as look_at_metrics  # noqa: PLC0415
+    from authz.doctor import server
+    from authz.doctor.metrics import metrics as look_at_metrics
 
     tls = server.Tls(*files)
     found = []

@@ -22,11 +22,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from clickhouse_driver import Client
-
 from authz.errors import UnavailableError
 from authz.retention import Expired, Expiry, Hold, Rule, Spans, holds_in_force
 from authz.store import retention as store
+from authz.store.client import Client
 from authz.verify.expiry import Expiries
 from authz.verify.provable import Keys, NotProvableError, Provable
 

@@ -31,11 +31,11 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the logs to a folder that is verified without us. That is recorded first."""
-    from authz.report.looks import look_notice  # noqa: PLC0415 - clickhouse-driver is slow to import
-    from authz.store import checkpoints, migrations, policies  # noqa: PLC0415
-    from authz.store.client import QUERY_ERRORS, connect, explain  # noqa: PLC0415
-    from authz.store.logs import StoredLogs  # noqa: PLC0415
-    from authz.verify.folder import write_log, write_policies  # noqa: PLC0415
+    from authz.report.looks import look_notice
+    from authz.store import checkpoints, migrations, policies
+    from authz.store.client import QUERY_ERRORS, connect, explain
+    from authz.store.logs import StoredLogs
+    from authz.verify.folder import write_log, write_policies
 
     why = as_given("--reason", reason, "reason")
     code = as_given("--purpose", purpose, "purpose") if purpose else ""

@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from authz.cli.app import ConfigFile, DataDir, Json, app, given
 from authz.config import Origin, load
 from authz.errors import UsageError
-from authz.keys import LOG_KEY, NEXT_KEY, is_open, read_key, write_key
+from authz.files import is_open
+from authz.keys import LOG_KEY, NEXT_KEY, read_key, write_key
 from authz.ledger import NoteError, Signer
 
 group = typer.Typer(help="The key that signs a log's checkpoints.", no_args_is_help=True)

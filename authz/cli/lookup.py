@@ -48,11 +48,11 @@ def lookup(
     as_json: Json = False,
 ) -> None:
     """Who saw a patient: when, in what role, why, and what. The look itself is recorded first."""
-    from authz.report.looks import look_notice  # noqa: PLC0415 - clickhouse-driver is slow to import
-    from authz.report.lookup import look_up  # noqa: PLC0415
-    from authz.store import migrations  # noqa: PLC0415
-    from authz.store.client import QUERY_ERRORS, connect, explain  # noqa: PLC0415
-    from authz.store.lookups import Window  # noqa: PLC0415
+    from authz.report.looks import look_notice
+    from authz.report.lookup import look_up
+    from authz.store import migrations
+    from authz.store.client import QUERY_ERRORS, connect, explain
+    from authz.store.lookups import Window
 
     now_us = time.time_ns() // 1000
     why = as_given("--reason", reason, "reason")

@@ -24,8 +24,8 @@ def migrate(
     as_json: Json = False,
 ) -> None:
     """Bring the database's schema to this program's version. Safe to repeat."""
-    from authz.store import layout, migrations  # noqa: PLC0415 - clickhouse-driver is slow to import
-    from authz.store.client import QUERY_ERRORS, connect, explain  # noqa: PLC0415
+    from authz.store import layout, migrations
+    from authz.store.client import QUERY_ERRORS, connect, explain
 
     url = config.load(file, given(store=store)).store
     if url is None:

@@ -59,7 +59,7 @@ def run_policy_tests(
     as_json: Json = False,
 ) -> None:
     """Run the policy's own tests, *_test.rego, with the `opa` program."""
-    from authz.policy.rego_tests import run_tests  # noqa: PLC0415
+    from authz.policy.rego_tests import run_tests
 
     tests = run_tests(policy, coverage=coverage)
     if as_json:
@@ -95,7 +95,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Say what a policy reads, whether its decisions can be cached, and what is dangerous in it."""
-    from authz.policy.examine import examine  # noqa: PLC0415
+    from authz.policy.examine import examine
 
     options = _options(file, policy, decision).ext_authz
     found = asyncio.run(examine(_opa(options), options.decision))
@@ -107,7 +107,7 @@ def check(
 
 
 def _opa(options: config.ExtAuthz) -> "OpaOptions":
-    from authz.policy.opa import OpaOptions  # noqa: PLC0415 - aiohttp is slow to import
+    from authz.policy.opa import OpaOptions
 
     return OpaOptions(
         options.policy, options.opa_token, options.opa_ca, options.opa_cert, options.opa_key
@@ -158,7 +158,7 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Decide recorded requests again on another policy: who would gain or lose access."""
-    from authz.record.sealing import load_sealing_key  # noqa: PLC0415
+    from authz.record.sealing import load_sealing_key
 
     options = _options(file, policy, decision, store)
     if options.store is None:
@@ -174,12 +174,12 @@ def replay(
 
 
 async def _replay(options: Config, key: SealingKey, window: tuple[int, int], limit: int) -> Replay:
-    from authz.policy import source  # noqa: PLC0415
-    from authz.policy.examine import require  # noqa: PLC0415
-    from authz.policy.opa import is_server, wrapper  # noqa: PLC0415
-    from authz.policy.opa_ask import asking  # noqa: PLC0415
-    from authz.policy.opa_process import running  # noqa: PLC0415
-    from authz.policy.rego_ast import reads  # noqa: PLC0415
+    from authz.policy import source
+    from authz.policy.examine import require
+    from authz.policy.opa import is_server, wrapper
+    from authz.policy.opa_ask import asking
+    from authz.policy.opa_process import running
+    from authz.policy.rego_ast import reads
 
     policy, decision = options.ext_authz.policy, options.ext_authz.decision
     with ExitStack() as stack:
@@ -201,9 +201,9 @@ def _sealed(
     options: Config, key: SealingKey, window: tuple[int, int], limit: int
 ) -> Iterator[Recorded]:
     """The sealed inputs of a time, opened."""
-    from authz.store import migrations  # noqa: PLC0415
-    from authz.store.client import QUERY_ERRORS, connect, explain  # noqa: PLC0415
-    from authz.store.sealed import read_sealed  # noqa: PLC0415
+    from authz.store import migrations
+    from authz.store.client import QUERY_ERRORS, connect, explain
+    from authz.store.sealed import read_sealed
 
     assert options.store is not None
     resources = Resources(options.privacy.fhir_bases, options.privacy.templates)

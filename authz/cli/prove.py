@@ -19,15 +19,14 @@ from authz.cli.block import DataDir, Receiver, as_given, record_it, user
 from authz.cli.lookup import printable
 from authz.cli.times import shown
 from authz.errors import UsageError
-from authz.journal.segments import replace_file
+from authz.files import replace_file
 from authz.ledger import NoteError, ProofError, TlogProof
 from authz.proof import Proven, check_proof, make_proof
 from authz.record import FIELD, MAX_INT, Record
 from authz.trust import load_trust
 
 if TYPE_CHECKING:
-    from clickhouse_driver import Client
-
+    from authz.store.client import Client
     from authz.store.tiles import Found
 
 # Look-ups show a record as demo/receiver/10.
@@ -65,9 +64,9 @@ def prove(
 ) -> None:
     """One record's proof, for somebody without access to the log. With a --receiver the look is
     recorded first."""
-    from authz.report.looks import look_notice  # noqa: PLC0415 - clickhouse-driver is slow to import
-    from authz.store import migrations  # noqa: PLC0415
-    from authz.store.client import QUERY_ERRORS, connect, explain  # noqa: PLC0415
+    from authz.report.looks import look_notice
+    from authz.store import migrations
+    from authz.store.client import QUERY_ERRORS, connect, explain
 
     why = as_given("--reason", reason, "reason") if reason else ""
     code = as_given("--purpose", purpose, "purpose") if purpose else ""
@@ -195,7 +194,7 @@ def _place(record_id: str) -> tuple[str, int] | None:
 
 def _of_decision(client: "Client", decision_id: str, kind: str) -> tuple[str, int]:
     """The one record of `kind` with this decision id. Raises `_No` if there is none."""
-    from authz.store.tiles import records_of  # noqa: PLC0415
+    from authz.store.tiles import records_of
 
     found = records_of(client, decision_id)
     wanted = [one for one in found if one.kind == kind]
@@ -214,7 +213,7 @@ def _named(found: "list[Found]") -> str:
 
 def _proof(client: "Client", origin: str, index: int) -> tuple[TlogProof, Record]:
     """The proof of the record at a place, and the record. Raises `_No` if it cannot be had."""
-    from authz.store.tiles import Tiles, best_checkpoint, leaves  # noqa: PLC0415
+    from authz.store.tiles import Tiles, best_checkpoint, leaves
 
     found = leaves(client, origin, index, index + 1).get(index, set())
     if not found:

@@ -34,10 +34,9 @@ from authz.retention import (
 from authz.trust import load_trust
 
 if TYPE_CHECKING:
-    from clickhouse_driver import Client
-
     from authz.cli.expire import Outcome
     from authz.serve.tell import Told
+    from authz.store.client import Client
 
 _SKEW_US = 3600 * 1_000_000
 
@@ -70,8 +69,8 @@ def apply(
 ) -> None:
     """Drop what is older than the rule, except what is held; its hashes stay, and a signed notice
     of it."""
-    from authz.cli.expire import Order, expire  # noqa: PLC0415 - clickhouse-driver is slow to import
-    from authz.store import retention  # noqa: PLC0415
+    from authz.cli.expire import Order, expire
+    from authz.store import retention
 
     now_us = time.time_ns() // 1000
     options = config.load(
@@ -160,7 +159,7 @@ def release(
     as_json: Json = False,
 ) -> None:
     """Lift a hold: what it named expires by the rules, from the next `apply` on."""
-    from authz.store import retention  # noqa: PLC0415 - clickhouse-driver is slow to import
+    from authz.store import retention
 
     why = as_given("--reason", reason, "reason")
     options = config.load(file, given(store=store, ext_authz__receiver=receiver))
@@ -184,8 +183,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """What is on hold, what has expired and by whose word, and this command's own key."""
-    from authz.store import retention  # noqa: PLC0415 - clickhouse-driver is slow to import
-    from authz.verify.expiry import Expiries  # noqa: PLC0415
+    from authz.store import retention
+    from authz.verify.expiry import Expiries
 
     options = config.load(file, given(store=store, ext_authz__receiver=receiver))
     with _database(options) as client:
@@ -256,7 +255,7 @@ def show_holds(
 
 def _told(options: config.ExtAuthz, data_dir: Path | None, expiries: Sequence[Expiry]) -> "Told":
     """The notices signed by this command's own writer, in the log."""
-    from authz.journal.chain import load_identity  # noqa: PLC0415 - what serves nothing is faster
+    from authz.journal.chain import load_identity
 
     directory = data_dir or own_directory(str(options.receiver))
     try:
@@ -273,7 +272,7 @@ def _told(options: config.ExtAuthz, data_dir: Path | None, expiries: Sequence[Ex
 
 def _own_key(options: config.ExtAuthz, data_dir: Path | None) -> str:
     """The verifier key of this command's writer, once there is one."""
-    from authz.journal.chain import load_identity  # noqa: PLC0415 - what serves nothing is faster
+    from authz.journal.chain import load_identity
 
     if data_dir is None and options.receiver is None:
         return ""
@@ -299,8 +298,8 @@ def _window(told: str, now_us: int) -> tuple[int, int]:
 
 @contextmanager
 def _database(options: config.Config) -> "Iterator[Client]":
-    from authz.store import migrations  # noqa: PLC0415 - clickhouse-driver is slow to import
-    from authz.store.client import QUERY_ERRORS, connect, explain  # noqa: PLC0415
+    from authz.store import migrations
+    from authz.store.client import QUERY_ERRORS, connect, explain
 
     if options.store is None:
         raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")

@@ -73,7 +73,7 @@ def ext_authz(
     # Sockets are read by the thread that waits for calls, and not handed over by two others: a
     # third less CPU for a call. gRPC's core reads this once, when it is imported.
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
-    from authz.serve.ext_authz import serve  # noqa: PLC0415 - grpc is slow to import
+    from authz.serve.ext_authz import serve
 
     run(serve(loaded))
 
@@ -91,7 +91,7 @@ def receiver(
     privacy_key: Annotated[str | None, typer.Option(help="Privacy key file.")] = None,
 ) -> None:
     """Takes access logs and decisions in, seals them into the log, stores them in ClickHouse."""
-    from authz.serve.receiver import serve  # noqa: PLC0415 - grpc is slow to import
+    from authz.serve.receiver import serve
 
     logs.configure()
     options = given(
@@ -110,7 +110,7 @@ def console(
     file: ConfigFile = None, listen: Listen = None, store: Store = None, metrics: Metrics = None
 ) -> None:
     """The logs over HTTP: checkpoints, hash tiles, and entries for those with the token."""
-    from authz.serve.console import serve  # noqa: PLC0415 - grpc is slow to import
+    from authz.serve.console import serve
 
     logs.configure()
     options = given(store=store, console__listen=listen, console__metrics=metrics)
@@ -128,7 +128,7 @@ def clickhouse(
     as_json: Json = False,
 ) -> None:
     """The embedded ClickHouse, on loopback, for demonstration, development and small sites."""
-    from authz.store import embedded  # noqa: PLC0415 - clickhouse-driver is slow to import
+    from authz.store import embedded
 
     logs.configure()
     directory = config.load(file, given(data_dir=data_dir)).data_dir

@@ -1,4 +1,4 @@
-"""Points in time as people give them on a command line."""
+"""Times as people give them on a command line."""
 
 import datetime as dt
 import re
@@ -7,14 +7,20 @@ from authz.errors import UsageError
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_AGE = re.compile(r"([0-9]{1,9})([smhd])")
+_DURATION = re.compile(r"([0-9]{1,9})([smhd])")
+
+
+def duration(given: str) -> int | None:
+    """The seconds of ``30m``, ``12h`` or ``7d``; None if it is nothing of that form."""
+    form = _DURATION.fullmatch(given)
+    return int(form[1]) * _UNITS[form[2]] if form else None
 
 
 def moment(option: str, given: str, now_us: int) -> int:
     """Microseconds since the epoch of an ISO 8601 date or time (UTC, if it names no zone), or of an
     age such as ``7d``. Raises `UsageError`, which names `option`."""
-    if age := _AGE.fullmatch(given):
-        return max(0, now_us - int(age[1]) * _UNITS[age[2]] * 1_000_000)
+    if (age := duration(given)) is not None:
+        return max(0, now_us - age * 1_000_000)
     try:
         told = dt.datetime.fromisoformat(given)
         at = told if told.tzinfo else told.replace(tzinfo=dt.UTC)

@@ -20,7 +20,7 @@ from authz.cli.app import ConfigFile, Json, Store, app, given
 from authz.cli.lookup import printable
 from authz.cli.times import moment
 from authz.errors import UsageError
-from authz.journal.segments import replace_file
+from authz.files import replace_file
 from authz.store import migrations
 from authz.store.client import QUERY_ERRORS, connect, explain
 from authz.store.logs import StoredLogs
@@ -127,6 +127,8 @@ def show(report: Report, console: Console) -> None:
         for seen, who in ((log.anchored, "an anchor"), (log.witnessed, "the witnesses")):
             if seen:
                 console.print(f"  {seen} of them seen by {who}, {max(log.size - seen, 0)} not yet")
+        for note in log.notes:
+            console.print(f"  [yellow]note[/]: {_plain(note)}")
         if log.more_findings:
             console.print(f"  and {log.more_findings} findings more")
     for month in report.detached:

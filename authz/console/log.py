@@ -23,6 +23,7 @@ from starlette.routing import Route
 from authz.console import metrics
 from authz.console.store import AwayError, Pool
 from authz.errors import UsageError
+from authz.files import is_open
 from authz.ledger import HASH_BYTES, Place
 from authz.ledger.tiles import ENTRIES, pack, width_at
 from authz.ledger.tree import TILE_WIDTH
@@ -41,7 +42,7 @@ Answer = Callable[[Request, str], Awaitable[Response]]
 def load_token(path: Path) -> bytes:
     """The token in a file, without the spaces around it. Raises `UsageError`."""
     try:
-        if path.stat().st_mode & 0o077:
+        if is_open(path):
             raise UsageError(f"{path}: others may read this token; run: chmod 600 {path}")
         token = path.read_bytes().strip()
     except OSError as error:

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
-from clickhouse_driver import Client
 
 from authz.errors import AuthzError
-from authz.store.client import QUERY_ERRORS, connect, explain
+from authz.store.client import QUERY_ERRORS, Client, connect, explain
 
 _CONNECTIONS = 8
 

@@ -7,14 +7,12 @@ from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from clickhouse_driver import Client
-
 from authz.demo import traffic
 from authz.demo.people import PEOPLE, Request
 from authz.demo.stack import Stack
 from authz.demo.tamper import Tampering, tamper
 from authz.errors import UnavailableError
-from authz.store.client import QUERY_ERRORS, connect, explain
+from authz.store.client import QUERY_ERRORS, Client, connect, explain
 from authz.trust import load_trust
 from authz.verify import Report, verify_store
 from authz.verify.logs import State

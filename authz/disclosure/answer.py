@@ -129,8 +129,8 @@ class Answer:
             step(given)
         except UnreadableError as error:
             self._stop(error.trouble)
-        except Exception:  # noqa: BLE001 (the answer goes on; what went wrong may quote the body)
-            self._stop("fault")
+        except Exception:  # noqa: BLE001 - the answer goes on; the error may quote it
+            self._stop("internal_error")
 
     def _stop(self, trouble: str) -> None:
         self._findings.fail(trouble)

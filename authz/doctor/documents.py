@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 
 import yaml
 
+from authz.config.file import DatelessLoader
 from authz.errors import UsageError
 
 Mapping: TypeAlias = dict[str, Any]
@@ -150,13 +151,8 @@ def _once(pairs: list[tuple[str, Any]]) -> Mapping:
     return found
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(DatelessLoader):
     """What looks like a date is text, a key is there once, and `!ignore` is as in Envoy."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
-        first: [(tag, form) for tag, form in forms if not tag.endswith(":timestamp")]
-        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()

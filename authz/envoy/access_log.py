@@ -224,8 +224,11 @@ def _plain(told: dict[str, Any]) -> dict[str, str | bool | list[str]]:
     """Those values of `told` that are."""
     values: dict[str, str | bool | list[str]] = {}
     for name, item in told.items():
-        if isinstance(item, list):
-            item = [text for text in item if isinstance(text, str) and text]  # noqa: PLW2901
-        if item and type(item) in _TYPES:
-            values[name] = item
+        kept = _texts(item) if isinstance(item, list) else item
+        if kept and type(kept) in _TYPES:
+            values[name] = kept
     return values
+
+
+def _texts(items: list[Any]) -> list[str]:
+    return [text for text in items if isinstance(text, str) and text]

@@ -224,7 +224,6 @@ class Facts(NamedTuple):
     """With the query, still escaped."""
     source_ip: str = ""
     """Empty if the peer is no socket, as with a pipe."""
-    source_port: int = 0
     principal: str = ""
     request_id: str = ""
     """x-request-id, which a client may choose: evidence, no key."""
@@ -232,8 +231,6 @@ class Facts(NamedTuple):
     trace_id: str = ""
     """32 hex digits from a valid W3C `traceparent`."""
     traceparent: str = ""
-    stream_id: str = ""
-    protocol: str = ""
     has_http: bool = False
     claims: dict[str, object] | None = None
     """`verified_claims`, or None if there are none."""
@@ -260,14 +257,11 @@ def facts(document: Document, *, trust_envoy: bool = False) -> Facts:
         host=http.get("host", ""),
         path=http.get("path", ""),
         source_ip=client_address(peer.get("address", ""), headers, trust_envoy=trust_envoy),
-        source_port=peer.get("portValue", 0),
         principal=source.get("principal", ""),
         request_id=headers.get("x-request-id", ""),
         user_agent=headers.get("user-agent", ""),
         trace_id=trace_id_of(traceparent),
         traceparent=traceparent,
-        stream_id=http.get("id", ""),
-        protocol=http.get("protocol", ""),
         has_http=has_http,
         claims=verified_claims(document) or None,
     )

@@ -22,7 +22,8 @@ from pathlib import Path
 import orjson
 
 from authz.errors import UsageError
-from authz.journal.segments import Journal, replace_file
+from authz.files import is_open, replace_file
+from authz.journal.segments import Journal
 from authz.ledger import NoteError, Signer, leaf_hash
 from authz.record import (
     SCHEMA_VERSION,
@@ -142,7 +143,7 @@ def load_identity(path: Path) -> Identity:
         identity = Identity(path, Signer(name, os.urandom(32)))
         identity.save()
         return identity
-    if path.stat().st_mode & 0o077:
+    if is_open(path):
         raise UsageError(f"{path}: others may read the writer's key; run: chmod 600 {path}")
     try:
         content = orjson.loads(path.read_bytes())

@@ -26,7 +26,6 @@ is empty, so that zeros, which a loss of power may leave, are no frame.
 
 import contextlib
 import errno
-import fcntl
 import os
 import struct
 import sys
@@ -37,15 +36,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from authz.errors import UsageError
+from authz.files import lock_directory, make_directory, sync_directory, write_all
 
 _MAGIC = b"AUTHZJ1\n"
 _HEADER = struct.Struct("<8sQ")
 _FRAME = struct.Struct("<II")
 _READ = 1 << 20
 _ROOM = 1 << 20  # bytes that a segment grows by
-_SPARE = (
-    4 << 20
-)  # bytes of the disk, and at most a sixteenth, left to the files that records wait for
+# Bytes of the disk, and at most a sixteenth of it, left to the files that records wait for.
+_SPARE = 4 << 20
 
 
 class JournalError(Exception):
@@ -76,7 +75,7 @@ class Journal:
         segment_bytes: int = 64 << 20,
         sync: bool = True,
     ) -> None:
-        _make_directory(directory)
+        make_directory(directory)
         self._directory = directory
         self._max_bytes = max_bytes
         # Room comes back by whole segments, so there must be several within the bound and the disk.
@@ -85,7 +84,7 @@ class Journal:
         self._spare = min(_SPARE, disk_bytes // 16)
         self._sync = sync
         self._mutex = threading.Lock()
-        self._lock = _own(directory)
+        self._lock = lock_directory(directory)
         self._file: int | None = None
         self._room = 0  # the length of the file that is being written
         self._segments: list[_Segment] = []
@@ -131,7 +130,7 @@ class Journal:
         try:
             file = self._file if self._file is not None else self._begin_segment()
             self._make_room(file, self._segments[-1].size + len(data))
-            _write_all(file, data)
+            write_all(file, data)
             if self._sync:
                 os.fdatasync(file)
         except OSError as error:
@@ -214,7 +213,7 @@ class Journal:
         header = _HEADER.pack(_MAGIC, self._next)
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
-            _write_all(file, header)
+            write_all(file, header)
             self._room = 0
             self._make_room(file, len(header))
             if self._sync:
@@ -390,12 +389,6 @@ def _checksum(payload: bytes, number: int) -> int:
     return zlib.crc32(payload, number & 0xFFFFFFFF)
 
 
-def _write_all(file: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
-
-
 def _disk(directory: Path) -> tuple[int, int]:
     """How many bytes the directory's disk has, and how many are left; without end where the
     filesystem does not say."""
@@ -403,45 +396,3 @@ def _disk(directory: Path) -> tuple[int, int]:
     if not disk.f_blocks:
         return sys.maxsize, sys.maxsize
     return disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-
-
-def _make_directory(directory: Path) -> None:
-    """`directory` and those above it, durable: files in it are no more so than its name."""
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in made:
-        sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make a created, renamed or removed name in `directory` durable."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Put `data` at `path` so that a crash leaves the old content or the new, never a part."""
-    fresh = path.with_name(f".{path.name}.new")
-    file = os.open(fresh, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, mode)
-    try:
-        _write_all(file, data)
-        os.fsync(file)
-    finally:
-        os.close(file)
-    fresh.replace(path)
-    sync_directory(path.parent)
-
-
-def _own(directory: Path) -> int:
-    lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise UsageError(
-            f"{directory} is in use by another process; stop it, or choose another --data-dir"
-        ) from None
-    return lock

@@ -119,10 +119,10 @@ class _Prepared:
 
     def __init__(self, policy: source.Policy, query: str) -> None:
         try:
-            from regopy import Interpreter  # noqa: PLC0415 - in the extra `demo`
-            from regopy.rego_shared import RegoError  # noqa: PLC0415
+            from regopy import Interpreter
+            from regopy.rego_shared import RegoError
 
-            from authz.policy.rego_value import plain  # noqa: PLC0415
+            from authz.policy.rego_value import plain
         except ImportError:
             raise UsageError(
                 "--policy: the embedded engine is not installed; run: pip install 'authz[demo]',"

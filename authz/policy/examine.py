@@ -121,7 +121,7 @@ def _embedded(policy: source.Policy) -> Iterator[Finding]:
 
 def _unknown(policy: source.Policy) -> Iterator[tuple[str, str]]:
     try:
-        from regopy import Interpreter  # noqa: PLC0415 - in the extra `demo`
+        from regopy import Interpreter
     except ImportError:
         return
     yield from unknown_functions(policy.modules, Interpreter().is_builtin)

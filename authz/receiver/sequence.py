@@ -36,8 +36,9 @@ import orjson
 
 from authz.blocks import Standing
 from authz.errors import UsageError
+from authz.files import replace_file
 from authz.journal.chain import join, split
-from authz.journal.segments import CorruptJournalError, Journal, Reader, replace_file
+from authz.journal.segments import CorruptJournalError, Journal, Reader
 from authz.keys import LOG_KEY, NEXT_KEY
 from authz.ledger import (
     Checkpoint,

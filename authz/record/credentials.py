@@ -90,10 +90,10 @@ def _named(
         if is_credential(name):
             removed.append((*place, name))
             continue
-        if "?" in value and value != clean and (kept := _target(value)) != value:
+        kept = _target(value) if "?" in value and value != clean else value
+        if kept != value:
             removed.append((*place, name))
-            value = kept  # noqa: PLW2901
-        shown[name] = value
+        shown[name] = kept
     return shown
 
 

@@ -5,14 +5,15 @@ the key finds a patient's records by computing the token; the database never see
 """
 
 import base64
+import contextlib
 import hashlib
 import hmac
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 from authz.errors import UsageError
+from authz.files import create_file, is_open
 
 KEY_BYTES = 32
 
@@ -44,8 +45,10 @@ def load_key(path: Path) -> PrivacyKey:
 def load_secret(path: Path, kind: str) -> bytes:
     """The secret of a key file: a `kind` key, as `load_key` describes."""
     if not path.exists():
-        _make(path)
-    if path.stat().st_mode & 0o077:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # two that start together agree on one key
+            create_file(path, (secrets.token_hex(KEY_BYTES) + "\n").encode())
+    if is_open(path):
         raise UsageError(f"{path}: others may read the {kind} key; run: chmod 600 {path}")
     try:
         secret = bytes.fromhex(path.read_text().strip())
@@ -56,19 +59,3 @@ def load_secret(path: Path, kind: str) -> bytes:
             f"{path}: not a {kind} key (64 hexadecimal digits); restore it from backup"
         )
     return secret
-
-
-def _make(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(KEY_BYTES) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(fresh, path)  # two processes starting together agree on one key
-    except FileExistsError:
-        pass
-    finally:
-        fresh.unlink()

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from clickhouse_driver import Client
-
 from authz.store import lookups
+from authz.store.client import Client
 from authz.store.lookups import EVER, Row, Totals, Window
 
 Known = Literal["request", "answer"]

@@ -13,38 +13,25 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import structlog
-from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
-from google.protobuf.message import DecodeError
 
 from authz.blocks import Blocks
 from authz.config import ExtAuthz
 from authz.envoy.answer import answer
-from authz.envoy.check import (
-    BadRequestError,
-    Facts,
-    complete,
-    facts,
-    told,
-    unsafe_path,
-)
-from authz.envoy.parsing import ambiguous_credentials
-from authz.errors import UnavailableError
-from authz.identity.sources import Identities, RefusedError, shown
-from authz.identity.values import NOBODY, Identity
+from authz.identity.sources import Identities
 from authz.journal.group import Ticket
 from authz.journal.segments import JournalError
-from authz.policy.engine import Decider, Document, Outcome
-from authz.policy.verdict import PolicyError, Verdict, denial, read_verdict
+from authz.policy.engine import Decider, Document
+from authz.policy.verdict import Verdict, denial
 from authz.record import Entry, Record
 from authz.record.privacy import PrivacyKey
-from authz.record.resource import Resource, Resources
+from authz.record.resource import Resources
 from authz.serve.core_server import Exchange
 from authz.serve.decided import decision_record, metadata, new_decision_id
 from authz.serve.metrics import BATCHES, CHECKS, IN_FLIGHT, SECONDS, SHED, STAGES
+from authz.serve.one_check import Check, Judge
 from authz.serve.tracing import CheckTracer
 
 # An answer of no bytes would be an allow. Nobody asked for anything, so nothing is recorded.
@@ -71,31 +58,6 @@ T = TypeVar("T")
 Seal: TypeAlias = Callable[[Document, str], bytes]
 """Seals an input document for the decision of this id."""
 
-_NO_FACTS = Facts()
-_NO_RESOURCE = Resource("")
-
-
-@dataclass(slots=True, eq=False)
-class _Check:
-    """What is known of one Check so far; each step fills in more."""
-
-    exchange: Exchange
-    decision_id: str
-    began: float
-    until: float
-    """When it must be answered, by `time.monotonic()`."""
-    facts: Facts = _NO_FACTS
-    resource: Resource = _NO_RESOURCE
-    identity: Identity = NOBODY
-    document: Document | None = None
-    """What the policy is asked; None when it needs not be."""
-    verdict: Verdict | None = None
-    """For the thread that handles it."""
-    answered: Verdict | None = None
-    """What was answered, set by whoever did."""
-    revision: str = ""
-    note: str = ""  # what went wrong, for the record only
-
 
 class CheckService:
     """``envoy.service.auth.v3.Authorization``. `handle` runs in several threads at once."""
@@ -107,20 +69,16 @@ class CheckService:
     ) -> None:  # fmt: skip
         """`shown` are the paths below which Envoy shows the answers: `disclosure.routes`."""
         self._config = config
-        self._identities = identities
-        self._blocks = blocks
+        self._judge = Judge(config, identities, blocks, resources)
         self._seal = seal
         self._tracer = tracer
         self._engine = engine
         self._keeper = keeper
         self._key = key
-        self._resources = resources
         self._shown = tuple(f"{route.rstrip('/')}/" for route in shown)
-        self._trust_envoy = config.client_address == "envoy"
-        self._deny_unsafe = config.unsafe_paths == "deny"
         self._budget = config.timeout_ms / 1000 - _MARGIN_SECONDS
         # Checks without an answer. Whoever takes one out answers it, and nobody else does.
-        self._open: dict[_Check, None] = {}
+        self._open: dict[Check, None] = {}
         # Over taking a Check out and placing its record, so that the last record of a decision is
         # the one that was answered.
         self._order = threading.Lock()
@@ -134,7 +92,7 @@ class CheckService:
         answered = []
         try:
             for check in checks:
-                self._guarded(self._read, check)
+                self._guarded(self._judge.read, check)
             parsed = time.perf_counter()
             self._decide([check for check in checks if check.document is not None])
             decided = time.perf_counter()
@@ -160,7 +118,7 @@ class CheckService:
         """Deny each at once: too many are under way."""
         SHED.inc(len(exchanges))
         for check in [self._begin(exchange) for exchange in exchanges]:
-            self._guarded(self._read, check)
+            self._guarded(self._judge.read, check)
             self._guarded(self._refuse, check, denial(503, "overloaded"))
 
     def watch_deadlines(self) -> None:
@@ -174,7 +132,7 @@ class CheckService:
                     self._guarded(self._refuse, check, denial(503, "deadline"))
 
     def _guarded(
-        self, step: Callable[Concatenate[_Check, P], T], check: _Check,
+        self, step: Callable[Concatenate[Check, P], T], check: Check,
         *args: P.args, **kwargs: P.kwargs,
     ) -> T | None:  # fmt: skip
         """A step of one Check. A bug in it denies this one, and none that came with it."""
@@ -187,50 +145,14 @@ class CheckService:
     def close(self) -> None:
         self._closing.set()
 
-    def _begin(self, exchange: Exchange) -> _Check:
+    def _begin(self, exchange: Exchange) -> Check:
         left = exchange.deadline - time.time() - _MARGIN_SECONDS
         now = time.monotonic()
-        check = _Check(exchange, new_decision_id(), now, now + max(min(self._budget, left), 0))
+        check = Check(exchange, new_decision_id(), now, now + max(min(self._budget, left), 0))
         self._open[check] = None
         return check
 
-    def _read(self, check: _Check) -> None:
-        """Request to input document, or to a verdict of our own."""
-        request = check.exchange.request
-        try:
-            if len(request) > self._config.max_request_bytes:
-                check.verdict = denial(413, "bad_request")
-                return
-            document = told(CheckRequest.FromString(request))
-            check.facts = known = facts(document, trust_envoy=self._trust_envoy)
-            headers = document.get("attributes", {}).get("request", {}).get("http", {})
-            headers = headers.get("headers", {})
-            if not known.has_http and not self._config.tcp:
-                check.verdict = denial(400, "bad_request")
-                return
-            if ambiguous_credentials(headers.get("authorization", "")):
-                check.verdict = denial(400, "bad_request")
-                check.note = "more than one set of credentials"
-                return
-            check.resource = self._resources.read(known.method, known.path)
-            if self._deny_unsafe and unsafe_path(known.path):
-                check.verdict = denial(400, "unsafe_path")
-                return
-            complete(document)
-            check.identity = identity = self._identities.read(known, headers)
-            if self._blocked(check, identity.subject):
-                return
-            if verified := shown(identity):
-                document["authz"] = verified
-            check.document = document
-        except DecodeError:
-            check.verdict = denial(400, "bad_request")
-        except BadRequestError as error:
-            check.verdict = denial(400, "bad_request", str(error))
-        except RefusedError as error:
-            check.verdict = denial(error.status, error.reason)
-
-    def _decide(self, checks: list[_Check]) -> None:
+    def _decide(self, checks: list[Check]) -> None:
         """Input documents to verdicts."""
         if not checks:
             return
@@ -239,37 +161,9 @@ class CheckService:
         revision, outcomes = self._engine.decide(documents, until)
         for check, outcome in zip(checks, outcomes, strict=True):
             check.revision = revision
-            self._guarded(self._judge, check, outcome)
+            self._guarded(self._judge.rule, check, outcome)
 
-    def _judge(self, check: _Check, outcome: Outcome) -> None:
-        check.verdict = verdict = self._verdict(check, outcome)
-        # The policy may know the person by another name, which is the one on record.
-        self._blocked(check, verdict.audit.subject)
-
-    def _blocked(self, check: _Check, subject: str) -> bool:
-        """Whether `subject` is blocked; the verdict then says so."""
-        block = self._blocks.find(subject, time.time_ns() // 1000) if subject else None
-        if block is None:
-            return False
-        check.verdict = denial(403, "blocked")
-        check.note = f"blocked ({block.id}): {block.reason}"
-        return True
-
-    def _verdict(self, check: _Check, outcome: Outcome) -> Verdict:
-        try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            return read_verdict(outcome)
-        except PolicyError as error:
-            check.note = str(error)
-            logger.error("policy error", error=check.note, decision_id=check.decision_id)
-            return denial(403, "policy_error")
-        except UnavailableError as error:
-            check.note = str(error)
-            logger.error("no decision", error=check.note, decision_id=check.decision_id)
-            return denial(503, "policy_unavailable")
-
-    def _keep(self, checks: list[_Check]) -> list[tuple[_Check, Record]]:
+    def _keep(self, checks: list[Check]) -> list[tuple[Check, Record]]:
         """The Checks that are still to be answered, each with its record, which is on disk."""
         entries = [
             (check, entry)
@@ -288,7 +182,7 @@ class CheckService:
             return []
         return [(check, record) for check, (record, _) in due]
 
-    def _entry(self, check: _Check) -> Entry:
+    def _entry(self, check: Check) -> Entry:
         """The record, with what the policy decided on, sealed, if that is wanted."""
         record = self._record(check)
         if self._seal is None or check.document is None or not check.revision:
@@ -297,7 +191,7 @@ class CheckService:
         record["sealed"] = hashlib.sha256(sealed).hexdigest()
         return record, sealed
 
-    def _answer(self, check: _Check, record: Record) -> bool:
+    def _answer(self, check: Check, record: Record) -> bool:
         """Whether this is its answer, and nothing else was."""
         assert check.verdict is not None
         verdict = check.verdict
@@ -313,7 +207,7 @@ class CheckService:
             return False
         return True
 
-    def _send(self, check: _Check, response: bytes) -> bool:
+    def _send(self, check: Check, response: bytes) -> bool:
         """Whether it went out. If not, nothing else would either."""
         try:
             check.exchange.answer(response)
@@ -322,11 +216,11 @@ class CheckService:
             return False
         return True
 
-    def _gone(self, check: _Check) -> None:
+    def _gone(self, check: Check) -> None:
         """Nobody got the answer. Its record is there already; this one says so."""
         self._keeper.post((self._record(check, denial(503, "client_gone")), b""))
 
-    def _refuse(self, check: _Check, verdict: Verdict) -> None:
+    def _refuse(self, check: Check, verdict: Verdict) -> None:
         """Deny for a reason of our own, recorded as soon as that is possible, without waiting.
 
         Envoy's entry does not name the decision, which may be on record nowhere.
@@ -340,7 +234,7 @@ class CheckService:
         self._send(check, answer(verdict, {}))
         self._count([check], enforced=True)
 
-    def _internal_error(self, check: _Check, error: Exception) -> None:
+    def _internal_error(self, check: Check, error: Exception) -> None:
         """Deny, and record with nothing that a bug could have spoilt. Raises nothing."""
         verdict = denial(500, "internal_error")
         record: Record = {
@@ -361,7 +255,7 @@ class CheckService:
             self._count([check], enforced=True)
         _complain("a bug in Check", error, check)
 
-    def _trace(self, checks: list[_Check], *ends: float) -> None:
+    def _trace(self, checks: list[Check], *ends: float) -> None:
         """`ends` are those of the stages by `time.perf_counter()`, the first their beginning."""
         assert self._tracer is not None
         now_ns, now = time.time_ns(), time.perf_counter()
@@ -379,7 +273,7 @@ class CheckService:
                 }
                 self._tracer.check(check.facts.traceparent, begun, named, attributes)
 
-    def _count(self, checks: list[_Check], *, enforced: bool) -> None:
+    def _count(self, checks: list[Check], *, enforced: bool) -> None:
         now = time.monotonic()
         outcomes: Counter[tuple[str, str]] = Counter()
         for check in checks:
@@ -389,7 +283,7 @@ class CheckService:
         for (outcome, reason_code), number in outcomes.items():
             CHECKS.labels(outcome, reason_code, "true" if enforced else "false").inc(number)
 
-    def _record(self, check: _Check, verdict: Verdict | None = None) -> Record:
+    def _record(self, check: Check, verdict: Verdict | None = None) -> Record:
         """The record of this verdict, or of the Check's own. What we refuse by ourselves is
         enforced in a dry run too."""
         own = verdict or check.verdict
@@ -403,7 +297,7 @@ class CheckService:
             discloses=verdict is None and self._discloses(check, own),
         )  # fmt: skip
 
-    def _discloses(self, check: _Check, verdict: Verdict) -> bool:
+    def _discloses(self, check: Check, verdict: Verdict) -> bool:
         """Whether an answer of the service comes, and Envoy shows it."""
         path = f"{check.resource.path}/"
         return path.startswith(self._shown) and (verdict.allowed or self._config.dry_run)
@@ -414,7 +308,7 @@ _PARSE, _DECIDE, _RECORD, _ANSWER = (
 )
 
 
-def _complain(what: str, error: Exception, check: _Check) -> None:
+def _complain(what: str, error: Exception, check: Check) -> None:
     """To the log, without the error's own text: it may quote the request."""
     frames = traceback.extract_tb(error.__traceback__)
     at = [f"{frame.filename}:{frame.lineno}" for frame in frames]

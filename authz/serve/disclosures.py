@@ -32,7 +32,7 @@ from authz.journal.segments import JournalError
 from authz.record import FIELD, Entry, clean
 from authz.record.privacy import PrivacyKey
 from authz.serve.check import Keeper
-from authz.serve.core_server import Stream
+from authz.serve.core_stream import Stream
 from authz.serve.metrics import DISCLOSURES
 
 _THREADS = 4
@@ -60,7 +60,7 @@ def reading_of(config: Disclosure) -> Reading:
 
 
 class Processor:
-    """``envoy.service.ext_proc.v3.ExternalProcessor``, as a `core_server.Handler`."""
+    """``envoy.service.ext_proc.v3.ExternalProcessor``, as a `core_stream.Handler`."""
 
     def __init__(self, config: Disclosure, keeper: Keeper, key: PrivacyKey) -> None:
         self._config = config
@@ -147,28 +147,28 @@ class Processor:
         """Record an answer that was shown whole, or as far as it came; then it may go."""
         shown.done = True
         seen = shown.seen()
-        if seen is None:
-            entries = []
-        else:
-            DISCLOSURES.labels(seen.trouble or "complete").inc()
-            entries = shown.entries(seen, self._key)
+        entries = shown.entries(seen, self._key) if seen else []
         if not shown.waits:
             self._post(entries)
         elif shown.held is None:
             self._hold_back(stream, shown, "not whole, or more than may be held")
+            return
         else:
             try:
                 self._keeper.wait(self._keeper.enqueue(entries))
             except JournalError as error:
                 self._hold_back(stream, shown, str(error))
-            else:
-                for message in shown.released(self._config.header):
-                    stream.send(message)
+                return
+            for message in shown.released(self._config.header):
+                stream.send(message)
+        if seen:
+            DISCLOSURES.labels(seen.trouble or "complete").inc()
 
     def _hold_back(self, stream: Stream, shown: "_Shown", why: str) -> None:
         """Nobody sees it: 503 instead. On record as soon as that is possible, without waiting."""
         logger.error("an answer is held back", reason=why)
         shown.held = None
+        DISCLOSURES.labels("held_back").inc()
         self._post(shown.entries(_NOBODY, self._key, "held_back"))
         stream.send(processing.refuse())
 

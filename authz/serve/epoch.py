@@ -10,11 +10,10 @@ import base64
 import time
 
 import structlog
-from clickhouse_driver import Client
 
 from authz.errors import UsageError
 from authz.store import epochs
-from authz.store.client import QUERY_ERRORS, explain
+from authz.store.client import QUERY_ERRORS, Client, explain
 from authz.store.epochs import Ended
 
 _LEASE_SECONDS = 30  # longer than an owner that is dead may seem to live

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import structlog
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from authz.serve.core_server import Handler, Stream, Unary
+from authz.serve.core_stream import Handler, Stream, Unary
 
 logger = structlog.get_logger()
 

@@ -18,8 +18,9 @@ import structlog
 import yaml
 
 from authz.errors import UsageError
+from authz.files import replace_file, sync_directory
 from authz.journal.commit import Committer
-from authz.journal.segments import JournalError, replace_file, sync_directory
+from authz.journal.segments import JournalError
 from authz.keys import LOG_KEY, NEXT_KEY, read_key, rotation_notice
 from authz.ledger import Signer, Verifier
 from authz.receiver.sequence import Log

@@ -8,13 +8,14 @@ import orjson
 import structlog
 
 from authz.config import Receiver
+from authz.files import replace_file
 from authz.journal.commit import Committer
-from authz.journal.segments import JournalError, replace_file
+from authz.journal.segments import JournalError
 from authz.receiver import metrics
 from authz.receiver.envoys import Envoys
-from authz.receiver.intake import Intake
 from authz.receiver.losses import Losses, Lost
 from authz.record import Entry, Record, notice
+from authz.serve.intake import Intake
 
 logger = structlog.get_logger()
 

@@ -4,16 +4,15 @@ import asyncio
 import time
 
 import structlog
-from clickhouse_driver import Client
 
 from authz.config import Config, Receiver
 from authz.errors import UsageError
+from authz.files import replace_file
 from authz.journal.commit import Committer
-from authz.journal.segments import Journal, JournalError, replace_file
+from authz.journal.segments import Journal, JournalError
 from authz.keys import LOG_KEY
 from authz.receiver import metrics
 from authz.receiver.accounts import Accounts
-from authz.receiver.intake import Intake
 from authz.receiver.sequence import Log
 from authz.receiver.state import state_after
 from authz.record import Entry, notice
@@ -22,12 +21,13 @@ from authz.record.resource import Resources
 from authz.serve import epoch, grpc_server, roster, tls
 from authz.serve.anchors import Anchors
 from authz.serve.books import Books
+from authz.serve.intake import Intake
 from authz.serve.log_keys import LogKeys, following_key, load_log_key
 from authz.serve.losses import EnvoyLosses
 from authz.serve.owner import Owner
 from authz.serve.sealer import Sealer
 from authz.store import migrations
-from authz.store.client import QUERY_ERRORS, connect, explain, name_of
+from authz.store.client import QUERY_ERRORS, Client, connect, explain, name_of
 from authz.store.epochs import Ended
 
 _SERVICES = ("envoy.service.accesslog.v3.AccessLogService", "authz.v1.RecordStream")

@@ -6,7 +6,7 @@ from typing import Any
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
 
-from authz.serve.core_server import Conversation, Handler
+from authz.serve.core_stream import Conversation, Handler
 
 _METHODS = tuple(
     f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"

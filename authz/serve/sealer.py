@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import structlog
-from clickhouse_driver import Client
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from authz.config import Config
@@ -16,7 +15,7 @@ from authz.receiver.sequence import Batch, Log
 from authz.record import Entry
 from authz.serve.books import Books
 from authz.serve.owner import Owner
-from authz.store.client import QUERY_ERRORS, explain
+from authz.store.client import QUERY_ERRORS, Client, explain
 from authz.store.writer import StoreWriter
 
 _IDLE_SECONDS = 1

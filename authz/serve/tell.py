@@ -21,9 +21,9 @@ import grpc
 
 from authz.errors import UnavailableError, UsageError
 from authz.journal.chain import Chain, Identity, load_identity
-from authz.journal.forward import Forwarder
 from authz.journal.segments import Journal, JournalError
 from authz.record import Record
+from authz.serve.forward import Forwarder
 
 _SECONDS = 10  # to connect, and then to be acknowledged
 _MAX_BYTES = 64 << 20

@@ -11,7 +11,7 @@ import structlog
 
 from authz.config import ExtAuthz
 from authz.errors import UsageError
-from authz.journal.forward import CHANNEL_OPTIONS
+from authz.serve.forward import CHANNEL_OPTIONS
 
 logger = structlog.get_logger()
 

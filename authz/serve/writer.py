@@ -11,12 +11,12 @@ from authz.blocks import Blocks
 from authz.config import Config, ExtAuthz
 from authz.errors import UsageError
 from authz.journal.chain import Chain, load_identity
-from authz.journal.forward import Forwarder
 from authz.journal.group import GroupCommit
 from authz.journal.receipts import Receipts
 from authz.journal.segments import Journal, JournalError
 from authz.record import Entry, notice
 from authz.serve import tls
+from authz.serve.forward import Forwarder
 
 _BELL_SECONDS = 0.02  # records that nobody waits for wait this long for others, and are then sent
 

@@ -9,6 +9,8 @@ from clickhouse_driver.errors import ServerException
 
 from authz.errors import AuthzError, UnavailableError, UsageError
 
+__all__ = ["QUERY_ERRORS", "Client", "connect", "explain", "name_of"]  # others know no driver
+
 # What a query raises: the driver's own errors, and bare ones from a broken socket.
 QUERY_ERRORS = (ClickHouseError, EOFError, OSError)
 

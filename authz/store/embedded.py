@@ -1,6 +1,5 @@
 """The embedded ClickHouse as a child process: its configuration, its start, its clean stop."""
 
-import fcntl
 import importlib.util
 import os
 import secrets
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from authz.errors import UnavailableError, UsageError
+from authz.files import lock_directory
 from authz.store.client import QUERY_ERRORS, connect
 
 _CONFIG = """<clickhouse>
@@ -94,7 +94,7 @@ def start(data_dir: Path, tcp: int = 0, http: int = 0) -> Embedded:
     home = data_dir.resolve()
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = _own(home)
+        lock = lock_directory(home)  # two in one would spoil each other's configuration
         password = _password(home / "admin.password")
         (home / "clickhouse-local.xml").write_text(_CONFIG.format(tcp=tcp, http=http))
         _write_private(home / "users.xml", _USERS.format(password=password))
@@ -140,19 +140,6 @@ def _ready(process: "subprocess.Popen[bytes]", tcp: int, password: str, deadline
         finally:
             client.disconnect()
     return False
-
-
-def _own(home: Path) -> int:
-    """The lock of the directory: two servers in one would spoil each other's configuration."""
-    lock = os.open(home / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise UsageError(
-            f"{home} is in use by another process; stop it, or choose another --data-dir"
-        ) from None
-    return lock
 
 
 def _free_port(port: int, option: str) -> int:

@@ -49,6 +49,8 @@ class Tiles:
     def __call__(self, places: Sequence[Place]) -> list[bytes]:
         """The tiles' data, each as wide as it is kept; empty for one that is not there."""
         asked = [(place.level, place.index) for place in places]
+        if not asked:
+            return []  # the database takes no empty list
         found = dict.fromkeys(asked, b"")
         values = {"origin": self.origin, "places": asked}
         options = {"strings_as_bytes": True}

@@ -135,7 +135,9 @@ class _Run:
         cuts = {origin: self._expiries.absent(origin).end for origin in self.checks}
         summaries = {name: source.notices(name, "interval_summary") for name in self.checks}
         self._accounts = Told() if self._report.partial else Accounts(summaries, cuts=cuts)
-        trusted = {name: (check.log.keys, check.root) for name, check in self.checks.items()}
+        trusted = {
+            name: (check.log.keys, check.checkpoints.root) for name, check in self.checks.items()
+        }
         self._rosters = Rosters(trusted)
         self._rotations = Rotations({name: keys for name, (keys, _) in trusted.items()})
 
@@ -162,7 +164,7 @@ class _Run:
             if record.get("kind") == "notice":
                 self._rosters.add(record, origin)
                 self._find(check, "rotation", record, self._rotations.add(record, origin))
-        check.signed_by(self._rotations.signs)
+        check.checkpoints.signed_by(self._rotations.signs)
 
     def finish(self) -> Report:
         """No more records come."""
@@ -173,13 +175,13 @@ class _Run:
         _others(source, checks, self._astray, report)
         sizes = {log.origin: log.size for log in report.logs}
         for finding in (
-            *self._rosters.findings(lambda origin: checks[origin].newest_now()),
+            *self._rosters.findings(lambda origin: checks[origin].checkpoints.newest_now()),
             *self._epochs.findings(sizes),
             *self._astray.findings(),
         ):
             report.log(finding.origin).add(finding)
         for kind, origin, index, text in self._expiries.findings(self._root_at):
-            report.log(origin).add(Finding(kind, origin, index, index, text))
+            report.log(origin).find(kind, index, index, text)
         told = source.definitions()
         report.schema = [Finding("schema", name, -1, -1, text) for name, text in told]
         report.detached = list(source.detached())
@@ -193,7 +195,7 @@ class _Run:
     def _find(self, check: LogCheck, kind: str, record: Record, texts: Iterable[str]) -> None:
         index: Any = record.get("index", 0)
         for text in texts:
-            check.report.add(Finding(kind, check.origin, index, index, text))
+            check.report.find(kind, index, index, text)
 
     def _beside(self) -> dict[str, frozenset[int]]:
         """The records that the notices of expiry need, by log; those that a check of a part does
@@ -204,12 +206,12 @@ class _Run:
             for index in places if check else ():
                 if check and not check.covers(index):
                     for record in self._source.records(origin, index, index + 1):
-                        if check.includes(record):
+                        if check.tree.includes(record):
                             self._expiries.confirm(record, origin)
         return wanted
 
     def _root_at(self, origin: str, size: int) -> bytes | None:
-        return self.checks[origin].root_at(size) if origin in self.checks else None
+        return self.checks[origin].tree.root_at(size) if origin in self.checks else None
 
     def _follow(self, *, known: bool) -> None:
         """Let writers go on where the log before left them, if that is `known`."""
@@ -236,9 +238,8 @@ def _others(source: Logs, checks: dict[str, LogCheck], astray: Astray, report: R
     """Rows of a log that nobody trusts have no business in the table."""
     for origin, first, last in source.others(list(checks)):
         text = f"rows of log {origin!r}, which the trust file does not name"
-        finding = Finding("unknown_origin", origin, first, last, text)
         report.logs.append(LogReport(origin))
-        report.logs[-1].add(finding)
+        report.logs[-1].find("unknown_origin", first, last, text)
         if astray.places:
             for record in source.records(origin, first, min(last + 1, first + 1000)):
                 astray.row(origin, record)

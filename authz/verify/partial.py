@@ -50,7 +50,7 @@ def within(check: LogCheck, source: Logs, since_us: int, until_us: int) -> int:
     first = max(first, 0) // TILE_WIDTH * TILE_WIDTH
     try:
         # Nothing of this tree is checked here: the signed root behind it tells.
-        tree = edge_of(first, check.read_tiles)
+        tree = edge_of(first, check.tree.read_tiles)
         return check.only(Start(tree, 0, Chains(from_beginning=False)), end + 1)
     except ProofError:
         return check.only(Start(), end + 1)  # it can be made of the leaves
@@ -78,7 +78,7 @@ class Told:
     def __init__(self) -> None:
         self._tally = Tally()
 
-    def add(self, record: Record, origin: str) -> Sequence[str]:  # noqa: ARG002
+    def add(self, record: Record, origin: str) -> Sequence[str]:  # noqa: ARG002 - as `Accounts` has it
         tally, kind = self._tally, record.get("kind")
         if kind == "decision":
             tally.decisions += 1

@@ -7,8 +7,6 @@ checkpoint that the log has signed. Otherwise nothing is dropped: it would hide 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from clickhouse_driver import Client
-
 from authz.errors import AuthzError
 from authz.ledger import (
     HASH_BYTES,
@@ -28,6 +26,7 @@ from authz.retention.notices import HOLD, place_of
 from authz.retention.spans import Spans
 from authz.store import retention as store
 from authz.store import rows
+from authz.store.client import Client
 from authz.store.tiles import Tiles
 
 _CHUNK = 64 * TILE_WIDTH
@@ -160,7 +159,7 @@ class Provable:
 
     def _tiles(self, origin: str, places: Sequence[tuple[int, int]]) -> list[bytes]:
         asked = [Place(*place) for place in places]
-        return Tiles(self._client, origin)(asked) if asked else []
+        return Tiles(self._client, origin)(asked)
 
 
 def _leaf(record: Record) -> bytes:

@@ -39,6 +39,8 @@ class LogReport:
     """How many records an anchor has seen as they are; what is beyond can still be rewritten."""
     witnessed: int = 0
     """The same of the witnesses, by the quorum that the trust file asks for."""
+    notes: list[str] = field(default_factory=list)
+    """What looks odd, and is in order."""
     findings: list[Finding] = field(default_factory=list)
     """Of each kind the first `MAX_FINDINGS`."""
     more_findings: int = 0
@@ -51,6 +53,11 @@ class LogReport:
             self.findings.append(finding)
         else:
             self.more_findings += 1
+
+    def find(self, kind: str, first: int, last: int, text: str) -> Finding:
+        finding = Finding(kind, self.origin, first, last, text)
+        self.add(finding)
+        return finding
 
     def replace(self, finding: Finding, other: Finding) -> None:
         """Say `other` in place of what was said before."""

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from clickhouse_driver import Client
-
+from authz.store.client import Client
 from authz.store.logs import StoredLogs
 from authz.trust import TrustedLog
 from authz.verify.logs import Progress, State, verify_logs

@@ -469,7 +469,7 @@ def _occupy(site: Site, stack: contextlib.ExitStack) -> None:
         servers[name] = server
     for name, command in commands.items():
         place = command[command.index("--tcp" if name == "clickhouse" else "--listen") + 1]
-        up = socket_path.exists if name == "ext_authz" else lambda: listens(int(port))  # noqa: B023
+        up = socket_path.exists if name == "ext_authz" else lambda: listens(int(port))  # noqa: B023 - called in the loop
         port = place.rpartition(":")[2]
         assert until(up, 30), (site.files / f"{name}.log").read_text()
     stored = Path(site.occupied["stopped"], "state.json")

@@ -87,8 +87,8 @@ class Faulty(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers["content-length"]))
 
     def _hand_on(self, body: bytes | None) -> None:
-        asked = Get(self.opa + self.path, data=body, method=self.command)  # noqa: S310
-        with urlopen(asked) as answer:  # noqa: S310 - our own OPA
+        asked = Get(self.opa + self.path, data=body, method=self.command)
+        with urlopen(asked) as answer:
             self._answer(answer.status, answer.read())
 
     def _answer(self, status: int, body: bytes) -> None:
@@ -109,7 +109,7 @@ def faulty_opa(opa, tmp_path_factory) -> Iterator[str]:
     Faulty.opa = f"http://{address}"
     for _ in range(200):
         with contextlib.suppress(OSError):
-            urlopen(f"{Faulty.opa}/health").close()  # noqa: S310
+            urlopen(f"{Faulty.opa}/health").close()
             break
         time.sleep(0.05)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
@@ -234,7 +234,7 @@ def test_slow_disk(mode, tmp_path):
     assert (found.report.verified, found.report.gaps) == (True, {})
 
 
-BUG = """import authz.serve.check as check
+BUG = """import authz.serve.one_check as check
 real = check.read_verdict
 def read_verdict(outcome):
     if outcome == {"allowed": True, "headers": {"x-bug": "here"}}:

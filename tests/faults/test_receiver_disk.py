@@ -84,6 +84,7 @@ def test_every_call_fails_once(tmp_path, monkeypatch, error):
     print(f"AUTHZ_TEST_SEED={SEED}")
     disk = PowerDisk()
     monkeypatch.setattr("authz.journal.segments.os", disk)
+    monkeypatch.setattr("authz.files.os", disk)
     # As a function: Python binds it to the path.
     monkeypatch.setattr(Path, "replace", lambda fresh, target: disk.rename(fresh, target))  # noqa: PLW0108
     random = Random(SEED)
@@ -131,6 +132,7 @@ def test_the_last_of_the_disk_is_left(tmp_path, monkeypatch):
     its segments are small enough for the disk to get room by and by."""
     disk = Little()
     monkeypatch.setattr("authz.journal.segments.os", disk)
+    monkeypatch.setattr("authz.files.os", disk)
     disk.free = 6 << 20
     log = TestLog(tmp_path)
     log.append([{"kind": "access"}])
@@ -154,6 +156,6 @@ def test_the_last_of_the_disk_is_left(tmp_path, monkeypatch):
 def test_names_are_durable(tmp_path, monkeypatch):
     """Each directory made for the journal is synced into the one above it."""
     synced = []
-    monkeypatch.setattr("authz.journal.segments.sync_directory", synced.append)
+    monkeypatch.setattr("authz.files.sync_directory", synced.append)
     Journal(tmp_path / "a" / "b" / "journal").close()
     assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b"} <= set(synced)

@@ -9,6 +9,7 @@ import pytest
 from authz.envoy.check import Facts
 from authz.policy import cache
 from authz.serve import check as check_module
+from authz.serve import one_check
 
 from .mutation import Requests, Tokens
 from .service import Trial, opa_running
@@ -68,7 +69,7 @@ def _answers_crossed(patch):
 
 def _paths_trusted(patch):
     """No path is unsafe, so that what the policy sees is not what the service gets."""
-    patch.setattr(check_module, "unsafe_path", lambda _: False)
+    patch.setattr(one_check, "unsafe_path", lambda _: False)
 
 
 def _answered_twice(patch):
@@ -94,31 +95,31 @@ def _record_of_another_mind(patch):
 
 def _cookies_told(patch):
     """The cookie is taken for the user agent."""
-    real = check_module.facts
+    real = one_check.facts
 
     def telling(document, **kwargs):
         known: Facts = real(document, **kwargs)
         http = document.get("attributes", {}).get("request", {}).get("http", {})
         return known._replace(user_agent=http.get("headers", {}).get("cookie", ""))
 
-    patch.setattr(check_module, "facts", telling)
+    patch.setattr(one_check, "facts", telling)
 
 
 def _bugs(patch):
     """A request of one kind makes the service stumble."""
-    real = check_module.complete
+    real = one_check.complete
 
     def stumbling(document):
         if "Condition" in document["attributes"]["request"]["http"].get("path", ""):
             raise RecursionError
         real(document)
 
-    patch.setattr(check_module, "complete", stumbling)
+    patch.setattr(one_check, "complete", stumbling)
 
 
 def _blocks_forgotten(patch):
     """Who is blocked gets what the policy says."""
-    patch.setattr(check_module.CheckService, "_blocked", lambda *_: False)
+    patch.setattr(one_check.Judge, "_blocked", lambda *_: False)
 
 
 @pytest.mark.parametrize(

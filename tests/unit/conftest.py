@@ -5,7 +5,6 @@ from logs import TestLog
 from verified import fill, found, reset
 
 from authz.store.client import connect
-from authz.verify import log as verify
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +29,7 @@ def untouched_log(clickhouse, tmp_path_factory):
 @pytest.fixture
 def copied(untouched_log, monkeypatch):
     """The copy, as it was."""
-    monkeypatch.setattr(verify, "UNSEALED_SECONDS", 0.1)
+    monkeypatch.setattr("authz.verify.checkpoints.UNSEALED_SECONDS", 0.1)
     with connect(untouched_log, mutations_sync=1) as client:
         reset(client)
         yield client
@@ -39,7 +38,7 @@ def copied(untouched_log, monkeypatch):
 @pytest.fixture
 def new_log(database, tmp_path, monkeypatch):
     """An empty log in a database of its own."""
-    monkeypatch.setattr(verify, "UNSEALED_SECONDS", 0.1)
+    monkeypatch.setattr("authz.verify.checkpoints.UNSEALED_SECONDS", 0.1)
     log = TestLog(tmp_path, database)
     yield log
     log.writer_journal.close()

@@ -30,7 +30,7 @@ from authz.record import FIELD
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
 from authz.serve import check as check_module
-from authz.serve import decided
+from authz.serve import decided, one_check
 from authz.serve.check import CheckService
 from authz.serve.core_server import Exchange
 from authz.serve.metrics import CHECKS
@@ -443,7 +443,7 @@ def test_a_bug_in_one_check_is_that_ones_only(world, monkeypatch, where):
         monkeypatch.setattr(one.identities, "read", breaking(one.identities.read))
     elif where == "judge":
         one.engine.decide_one = lambda document: {**ALLOW, "body": repr(document)}
-        monkeypatch.setattr(check_module, "read_verdict", breaking(check_module.read_verdict))
+        monkeypatch.setattr(one_check, "read_verdict", breaking(one_check.read_verdict))
     elif where == "record":
         monkeypatch.setattr(decided, "clean", breaking(decided.clean))
     else:
@@ -505,6 +505,7 @@ def test_a_log_that_cannot_be_written(world, monkeypatch):
             raise BrokenPipeError
 
     monkeypatch.setattr(check_module, "logger", Broken())
+    monkeypatch.setattr(one_check, "logger", Broken())
     one = world()
     one.engine.decide_one = lambda _: UNDEFINED
     calls = one.handle(Call(), Call(), Call(broken=True))

@@ -16,7 +16,8 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from authz.errors import UsageError
 from authz.serve import core_server
 from authz.serve.check import UNASKED
-from authz.serve.core_server import Conversation, CoreServer, Unary
+from authz.serve.core_server import CoreServer
+from authz.serve.core_stream import Conversation, Unary
 from authz.serve.grpc_server import OPTIONS
 from authz.serve.health import CoreHealth
 

@@ -140,7 +140,7 @@ def test_a_fault_of_ours(monkeypatch):
     answer = Answer(Reading(), 200, {"content-type": FHIR})
     for _ in range(3):
         answer.feed(b"{}")
-    assert answer.finish().trouble == "fault"
+    assert answer.finish().trouble == "internal_error"
 
 
 def test_deep_json_by_a_rule():

@@ -3,6 +3,7 @@
 import json
 import queue
 import threading
+from collections import Counter
 from random import Random
 
 import grpc
@@ -16,6 +17,7 @@ from authz.journal.segments import JournalError
 from authz.record.privacy import PrivacyKey
 from authz.serve.core_server import CoreServer
 from authz.serve.disclosures import Processor
+from authz.serve.metrics import DISCLOSURES
 
 KEY = PrivacyKey.of(bytes(32))
 FHIR = "application/fhir+json"
@@ -345,3 +347,30 @@ def test_very_many_patients(start):
     records = [running.record() for _ in range(3)]
     assert [p for record in records for p in record["patients"]] == tokens(*patients)
     assert [json.loads(record["details"])["part"] for record in records] == [1, 2, 3]
+
+
+def test_counted_as_recorded(start):
+    """The metric counts each answer once, under what its record says."""
+
+    def counts():
+        return {
+            sample.labels["outcome"]: sample.value
+            for metric in DISCLOSURES.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_total")
+        }
+
+    running, before = start(hold_bytes=1024), Counter(counts())
+    running.show().begin().body(bundle("7"), end=True).done()
+    running.show().begin().body(bundle("7")[:-30]).done()
+    assert running.show(observed=False).begin().body(bundle("7"), end=True).passed()
+    for _ in range(3):
+        running.record()
+    assert running.show(observed=False).begin().body(b" " * 1025).passed() == 503
+    running.journal.full = True
+    assert running.show(observed=False).begin().body(bundle("7"), end=True).passed() == 503
+    for _ in range(2):
+        assert running.record()["reason_code"] == "held_back"
+    running.processor.close()
+    found = Counter(counts()) - before
+    assert found == {"complete": 2, "cut": 1, "held_back": 2}

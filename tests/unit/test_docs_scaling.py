@@ -16,7 +16,7 @@ RESULTS = re.findall(
 def test_results_follow(name, formula, told):
     """Each result is its formula's, to three digits."""
     used = {word: float(INPUTS[word]) for word in re.findall(r"[a-z_]+[a-z]", formula)}
-    value = eval(formula, used)  # noqa: S307
+    value = eval(formula, used)  # noqa: S307 - the page is ours
     assert f"{float(told):.3g}" == f"{value:.3g}", name
 
 

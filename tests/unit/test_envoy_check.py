@@ -551,13 +551,10 @@ def test_facts_of_a_request():
         host="ehr.local",
         path="/fhir/Patient/123",
         source_ip="10.0.0.9",
-        source_port=5123,
         principal="spiffe://hospital/ns/ehr/sa/web",
         request_id="r1",
         user_agent="curl/8",
         trace_id=trace,
-        stream_id="7",
-        protocol="HTTP/1.1",
         has_http=True,
     )
 

@@ -176,7 +176,7 @@ def test_an_algorithm_of_another_key(tmp_path):
 
 def test_weak_and_encryption_keys(tmp_path):
     """RSA below 2048 bits and keys for encryption verify nothing."""
-    weak = Signer("RS256", "weak", rsa.generate_private_key(65537, 1024))  # noqa: S505
+    weak = Signer("RS256", "weak", rsa.generate_private_key(65537, 1024))  # noqa: S505 - that is the point
     secret = Signer("RS256", "enc")
     good = Signer("ES256", "good")
     known = identities(tmp_path / "jwks", weak, secret.jwk(use="enc"), good)

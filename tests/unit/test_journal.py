@@ -15,7 +15,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from authz import files
 from authz.errors import UsageError
+from authz.files import replace_file
 from authz.journal import segments
 from authz.journal.segments import (
     CorruptJournalError,
@@ -23,7 +25,6 @@ from authz.journal.segments import (
     JournalError,
     JournalFullError,
     Reader,
-    replace_file,
 )
 
 BATCHES = st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=6)
@@ -34,6 +35,7 @@ SMALL = {"max_bytes": 1 << 20, "segment_bytes": 100}
 def disk(monkeypatch):
     disk = Disk()
     monkeypatch.setattr(segments, "os", disk)
+    monkeypatch.setattr(files, "os", disk)
     return disk
 
 
@@ -57,7 +59,7 @@ class AnyOrder(RuleBasedStateMachine):
     @initialize(start=st.sampled_from([0, 1, 2**32 - 3]))
     def begin(self, start):
         self.disk = Disk()
-        self.real, segments.os = segments.os, self.disk
+        segments.os = files.os = self.disk
         self.directory = Path(tempfile.mkdtemp())
         self.start, self.kept = start, start
         self.durable: list[bytes] = []  # from number `start`
@@ -71,7 +73,7 @@ class AnyOrder(RuleBasedStateMachine):
     def teardown(self):
         if hasattr(self, "journal"):
             self.disk.kill()
-            segments.os = self.real
+            segments.os = files.os = os
             self.follower.close()
             shutil.rmtree(self.directory)
 

@@ -14,6 +14,7 @@ import random
 import re
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -228,7 +229,7 @@ class Asked:
 def server(opa):
     """An OPA with a module beside the one under test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", os.path.dirname(opa), prepend=os.pathsep)  # noqa: PTH120
+        patch.setenv("PATH", str(Path(opa).parent), prepend=os.pathsep)
         policy = Policy({"t.rego": "package t"}, DATA)
         with running(policy) as url, contextlib.closing(Asked(url)) as asked:
             yield asked

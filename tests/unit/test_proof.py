@@ -31,7 +31,10 @@ def proof_of(leaves, index, origin=ORIGIN, signer=SIGNER):
     tiles = tree.append(map(leaf_hash, leaves)) + tree.partial_tiles()
     data = {(tile.level, tile.index): tile.data for tile in tiles}
     note = sign_note(Checkpoint(origin, tree.size, tree.root()).text(), signer)
-    read = lambda places: [data[place.level, place.index] for place in places]  # noqa: E731
+
+    def read(places):
+        return [data[place.level, place.index] for place in places]
+
     return str(make_proof(leaves[index], index, note, read))
 
 

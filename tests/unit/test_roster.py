@@ -16,7 +16,6 @@ from authz.store.accounts import Accounted
 from authz.store.client import connect
 from authz.trust import TrustedLog
 from authz.verify import dates, verify_store
-from authz.verify import log as verify_log
 from authz.verify import logs as verify
 from authz.verify.accounts import Accounts as Verified
 from authz.verify.roster import Rosters
@@ -105,7 +104,7 @@ class Two:
 @pytest.fixture
 def two(database, tmp_path, monkeypatch):
     """Both are filled, each has a roster, and all is well."""
-    monkeypatch.setattr(verify_log, "UNSEALED_SECONDS", 0.1)
+    monkeypatch.setattr("authz.verify.checkpoints.UNSEALED_SECONDS", 0.1)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     a = TestLog(tmp_path / "a", database)

@@ -15,7 +15,7 @@ KEYS = {SIGNER.name: (SIGNER.verifier,)}
 
 @pytest.fixture
 def log(tmp_path, database, monkeypatch):
-    monkeypatch.setattr("authz.verify.log.UNSEALED_SECONDS", 0.1)
+    monkeypatch.setattr("authz.verify.checkpoints.UNSEALED_SECONDS", 0.1)
     log = OldLog(tmp_path, database, Clock(monkeypatch), SIGNER)
     log.client.settings["mutations_sync"] = 1
     log.fill()

@@ -21,7 +21,6 @@ from authz.store import rows
 from authz.store.client import connect
 from authz.store.logs import StoredLogs
 from authz.trust import TrustedLog
-from authz.verify import log as verify_log
 from authz.verify.logs import Window, state_of, verify_logs
 
 ORIGIN = SIGNER.name
@@ -133,7 +132,7 @@ def base(clickhouse, tmp_path_factory):
 @pytest.fixture
 def client(base, monkeypatch):
     """The copy, as it was."""
-    monkeypatch.setattr(verify_log, "UNSEALED_SECONDS", 0)
+    monkeypatch.setattr("authz.verify.checkpoints.UNSEALED_SECONDS", 0)
     with connect(base, mutations_sync=1) as client:
         reset(client)
         yield client
@@ -386,7 +385,7 @@ def test_without_checkpoints_of_its_own(client):
 @pytest.mark.parametrize("records", [0, 1, 255, 256, 257])
 def test_logs_of_any_size(clickhouse, tmp_path, records, monkeypatch):
     """Of logs around a tile's width, every window is checked, and a changed last record told."""
-    monkeypatch.setattr(verify_log, "UNSEALED_SECONDS", 0)
+    monkeypatch.setattr("authz.verify.checkpoints.UNSEALED_SECONDS", 0)
     store = _filled(clickhouse, tmp_path, f"partial_{records}", records)
     with connect(store, mutations_sync=1) as client:
         last = BEGIN + (records - 1) // TICK * HOUR
@@ -599,7 +598,7 @@ def test_a_spoilt_state_file(client, whole, tmp_path, data):
     try:
         loaded = _load_state(path)
     except UsageError as error:
-        assert str(path) in str(error)  # noqa: PT017
+        assert str(path) in str(error)  # noqa: PT017 - or none is raised
     else:
         verify_logs(StoredLogs(client), TRUST, loaded, incremental=True)
 

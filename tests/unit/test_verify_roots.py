@@ -2,8 +2,11 @@
 
 import base64
 import copy
+import time
+from types import SimpleNamespace
 
 import pytest
+from logs import TRUST
 from verified import (
     ORIGIN,
     SIZE,
@@ -12,6 +15,7 @@ from verified import (
     all_records,
     by_writer,
     checkpoint,
+    fill,
     findings,
     found,
     resealed,
@@ -23,6 +27,7 @@ from verified import (
 )  # fmt: skip
 
 from authz.ledger import Signer, tree_hash
+from authz.verify import verify_store
 
 ANOTHER = Signer(ORIGIN, bytes(32))
 
@@ -181,6 +186,19 @@ def test_backdated(copied, size, minutes):
     assert [one.kind for one in told] == ["backdated"] * (minutes > 10)
     for finding in told:
         assert finding.text.startswith(f"the checkpoint of size {size} was written at")
+
+
+def test_a_receivers_clock_ran_ahead(new_log, monkeypatch):
+    """That is a note, told once, and hides no checkpoint whose row says another time."""
+    ahead = SimpleNamespace(time_ns=lambda: time.time_ns() + 1200 * 10**9, monotonic=time.monotonic)
+    monkeypatch.setattr("authz.receiver.sequence.time", ahead)
+    fill(new_log)
+    report = verify_store(new_log.client, TRUST)
+    assert report.findings == []
+    [note] = report.logs[0].notes
+    assert note.startswith("the checkpoint of size 1 was written at")
+    update(new_log.client, "written_at = written_at - INTERVAL 11 MINUTE", "1", "checkpoints")
+    assert [one.kind for one in findings(new_log.client)] == ["backdated"]
 
 
 def test_dated_before_a_smaller_one(copied):

@@ -19,9 +19,9 @@ import grpc
 import uvloop
 
 from authz.journal.chain import Chain, Identity
-from authz.journal.forward import CHANNEL_OPTIONS, Forwarder
 from authz.journal.segments import Journal
 from authz.ledger import Signer
+from authz.serve.forward import CHANNEL_OPTIONS, Forwarder
 from tests.bench.receiver.replay import WRITER, Request, World, message
 
 _ENVOYS = 8

@@ -1,0 +1,22 @@
+"""The whole configuration: one YAML file, environment ``AUTHZ_...`` over it, options over both.
+
+Every key has its meaning beside it; ``authz config`` prints them. A key or value that is wrong is
+an error that names it, its line and the mend.
+"""
+
+from authz.config.file import describe, load
+from authz.config.keys import (
+    Address,
+    Config,
+    Disclosure,
+    ExtAuthz,
+    HostPort,
+    Origin,
+    Receiver,
+    Witness,
+)
+
+__all__ = [
+    "Address", "Config", "Disclosure", "ExtAuthz", "HostPort", "Origin", "Receiver", "Witness",
+    "describe", "load",
+]  # fmt: skip
