@@ -9,7 +9,6 @@ from typing import Final
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from tests.bench.detect.options import DAY, HOUR, Options
 from tests.bench.detect.population import (

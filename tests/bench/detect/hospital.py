@@ -1,8 +1,8 @@
 """A simulated hospital: what its people open, the feeds that explain most of it, and the truth.
 
-`python -m tests.bench.detect.hospital --seed 1 --out DIR` writes `records.ndjson` (canonical records
-in time order), `feeds/` (as `authz watch --feeds` reads them), `networks.csv` (where addresses are)
-and `truth.json` (what was misuse).
+`python -m tests.bench.detect.hospital --seed 1 --out DIR` writes `records.ndjson` (canonical
+records in time order), `feeds/` (as `authz watch --feeds` reads them), `networks.csv` (where
+addresses are) and `truth.json` (what was misuse).
 """
 
 import argparse
@@ -37,20 +37,20 @@ class Hospital:
 
     hall: Hall
     truth: list[Misuse]
-    misuse: Events
+    misuse: list[Events]
 
     def records(self) -> Iterator[dict[str, Any]]:
         """All records, by `time`."""
         hall = self.hall
-        writer = Writer(hall.people, hall.patients, hall.departments)
+        writer = Writer(hall.people, hall.patients)
         later = self.misuse
         for day in range(hall.options.days):
-            events = Events.joined([later, make_day(hall, day)])
+            events = Events.joined([*later, make_day(hall, day)])
             # What runs on beyond midnight belongs between the next day's. Shifts end 12 h later.
             now = events.time < hall.options.begin(day + 1) * 1_000_000 - _EARLY
-            later = events.take(~now)
+            later = [events.take(~now)]
             yield from writer.records(events.take(now).in_order())
-        yield from writer.records(later.in_order())
+        yield from writer.records(Events.joined(later).in_order())
 
     def feeds(self, directory: Path) -> None:
         write_feeds(self.hall, directory)
@@ -68,7 +68,7 @@ def generate(options: Options) -> Hospital:
     places = Places(options, people, departments)
     hall = Hall(options, people, patients, departments, roster, care, places)
     misuses = Misuses(hall)
-    return Hospital(hall, misuses.truth, Events.joined(misuses.events))
+    return Hospital(hall, misuses.truth, misuses.events)
 
 
 def write(hospital: Hospital, directory: Path) -> int:

@@ -19,6 +19,7 @@ from tests.bench.detect.population import (
     IT,
     LAB,
     NURSE,
+    OFFICE,
     PHARMACIST,
     PHYSICIAN,
     RESEARCHER,
@@ -27,7 +28,7 @@ from tests.bench.detect.population import (
     Ints,
 )
 from tests.bench.detect.records import ids
-from tests.bench.detect.roster import AWAY, DAY_SHIFT, NIGHT, OFF, OFFICE_HOURS, SHIFTS
+from tests.bench.detect.roster import AWAY, NIGHT, OFF, SHIFTS
 from tests.bench.detect.traffic import Hall
 from tests.bench.detect.truth import KINDS, Misuse
 
@@ -92,11 +93,15 @@ class Misuses:
             & (people.left > self._hall.options.days)
         )
 
-    def _one(self, roles: tuple[int, ...], day: int, also: Bools | None = None) -> int:
-        """Somebody of these roles who works on `day`, at home and not away."""
-        shift = self._hall.roster.shift[:, day]
+    def _one(
+        self, roles: tuple[int, ...], day: int, also: Bools | None = None, length: int = 1
+    ) -> int:
+        """Somebody of these roles who works on `day`, and on enough of `length` days, and is not
+        away."""
+        shift = self._hall.roster.shift[:, day : day + length]
+        there = (shift != OFF) & (shift != AWAY)
         fit = np.isin(self._hall.people.role, roles) & self._employed(day)
-        fit &= (shift != OFF) & (shift != AWAY)
+        fit &= there[:, 0] & (there.mean(axis=1) > 0.5)
         if also is not None:
             fit &= also
         if not fit.any():
@@ -169,7 +174,7 @@ class Misuses:
     def _slow_scrape(self) -> Iterable[Events]:
         length = min(int(self._random.integers(18, 29)), self._hall.options.days // 3)
         first = self._day(length)
-        who = self._one(_STAFF, first)
+        who = self._one(_STAFF, first, length=length)
         share = self._random.uniform(0.3, 0.6)
         for day in self._works(who, first, length):
             yield from self._more(who, day, share)
@@ -177,7 +182,7 @@ class Misuses:
     def _ramp(self) -> Iterable[Events]:
         length = min(int(self._random.integers(28, 41)), self._hall.options.days // 2 - 1)
         first = self._day(length)
-        who = self._one(_STAFF, first)
+        who = self._one(_STAFF, first, length=length)
         for day in self._works(who, first, length):
             yield from self._more(who, day, 1.04 ** (day - first) - 1)
 
@@ -188,7 +193,8 @@ class Misuses:
         place = self._hall.places.thief(self._random, np.array([who]), day, near=near)
         for each in range(int(self._random.integers(1, 4))):
             count = int(self._random.integers(8, 40))
-            begin = self._hall.options.begin(day + each) + self._random.uniform(-2, 6) * HOUR
+            hour = self._random.uniform(*((-2, 6) if self._random.random() < 0.75 else (8, 20)))
+            begin = self._hall.options.begin(day + each) + hour * HOUR
             at = self._times(begin, self._random.uniform(0.3, 1.5) * HOUR, count)
             seen = place.take(np.zeros(count, int))
             yield self._visits(who, at, self._strangers(who, count), seen)
@@ -197,28 +203,28 @@ class Misuses:
         """A colleague uses the same account at the same time, for the colleague's own patients."""
         length = 6
         first = self._day(length)
-        who = self._one((PHYSICIAN, NURSE, CLERK), first)
+        who = self._one((PHYSICIAN, NURSE, CLERK), first, length=length)
         hall, random = self._hall, self._random
-        place = int(random.integers(len(hall.departments.kind)))
+        kind, mine = hall.departments.kind, hall.people.department[who]
+        place = int(
+            random.choice(np.flatnonzero((kind != OFFICE) & (np.arange(len(kind)) != mine)))
+        )
+        desk = hall.places.elsewhere(random, first, np.array([place]))
         for day in self._works(who, first, length):
             begin, hours = self._shift(who, day)
             count = int(random.integers(4, 14))
             at = self._times(begin + 0.1 * hours, hours * 0.8, count)
             there = hall.care.present[day][hall.care.place[day] == place]
             some = random.choice(there, count) if len(there) else self._strangers(who, count)
-            one = np.array([who])
-            seen = hall.places.station(one, day, np.array([place]), random.integers(0, 9, 1))
-            if self._number % 3 == 0:  # at home
-                seen = hall.places.home((one + 1) % hall.options.people, day)
+            seen = desk
+            if self._number % 3 == 0:  # at the colleague's home
+                seen = hall.places.home(random, np.array([(who + 1) % hall.options.people]), day)
             yield self._visits(who, at, some, seen.take(np.zeros(count, int)))
 
     def _off_hours(self) -> Iterable[Events]:
         first = self._day(8)
         shift = self._hall.roster.shift
-        works = np.where(shift == OFF, DAY_SHIFT, shift)
-        daily = np.isin(works, (DAY_SHIFT, OFFICE_HOURS)).all(axis=1)
-        if not daily.any():
-            daily = ~(shift == NIGHT).any(axis=1)
+        daily = (shift == NIGHT).mean(axis=1) < 0.03
         who = self._one((NURSE, CLERK, BILLING, LAB, PHARMACIST, RESEARCHER), first, daily)
         for day in self._random.choice(8, int(self._random.integers(2, 6)), replace=False):
             count = int(self._random.integers(5, 16))

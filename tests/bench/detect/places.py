@@ -12,7 +12,7 @@ import numpy as np
 from numpy.random import Generator
 
 from tests.bench.detect.options import Options
-from tests.bench.detect.population import OFFICE, SERVICE, Departments, Ints, People
+from tests.bench.detect.population import CLINIC, OFFICE, SERVICE, Departments, Ints, People
 
 
 class Network(NamedTuple):
@@ -64,7 +64,7 @@ _HOTELS, _FOREIGN = 13, 13 + COUNTRIES
 _FIRST: Final = np.array([int(IPv4Network(each.cidr)[0]) for each in NETWORKS])
 _SIZE: Final = np.array([IPv4Network(each.cidr).num_addresses for each in NETWORKS])
 
-CAMPUS, VPN, HOME, MOBILE, ABROAD, SERVER = range(6)
+CAMPUS, VPN, HOME, MOBILE, ABROAD = range(5)
 
 _WINDOWS, _APPLE = "Windows NT 10.0; Win64; x64", "Macintosh; Intel Mac OS X 10_15_7"
 _CHROME = "AppleWebKit/537.36 (KHTML, like Gecko) Chrome/{v}.0.0.0 Safari/537.36"
@@ -102,44 +102,54 @@ class Places:
     def __init__(self, options: Options, people: People, departments: Departments) -> None:
         random = options.random(6)
         count = options.people
-        place = people.department
-        kind = departments.kind[place]
-        members = np.bincount(place, minlength=len(departments.kind))[place]
-        self._campus = np.where(kind == OFFICE, 2, np.where(kind == 1, 1, 0))
-        self._stations = np.maximum(members // 2, 2)  # more people than desks
-        self._desk = random.integers(self._stations)
-        self._department = place
+        kind = departments.kind
+        members = np.bincount(people.department, minlength=len(kind))
+        self._department = people.department
+        self._campus = np.where(kind == OFFICE, 2, np.where(kind == CLINIC, 1, 0))
+        self._stations = np.clip(members // 2, 2, 230)  # more people than desks
+        self._desk = random.integers(self._stations[people.department])
         self._isp = _ISP + random.integers(4, size=count)
         self._home = random.integers(_SIZE[_ISP] - 40, size=count)
         self._lease = random.integers(40, size=count)
-        self._image = np.where(place % 3 == 0, 1, 0)
         self._laptop = random.choice(5, count, p=(0.45, 0.2, 0.15, 0.05, 0.15))
         self._phone = random.integers(5, 7, count)
         self._lag = random.integers(0, 20, count)
+        self._hides = np.where(random.random(count) < 0.01, random.choice((0.2, 0.9), count), 0.0)
         self._service = people.role == SERVICE
 
     def desk(self, random: Generator, who: Ints, day: int) -> From:
         """Mostly the usual one of the department's, else one that is free."""
-        usual = random.random(len(who)) < 0.7
-        desk = np.where(usual, self._desk[who], random.integers(self._stations[who]))
-        return self.station(who, day, self._department[who], desk)
+        department = self._department[who]
+        usual = (random.random(len(who)) < 0.7) | self._service[who]
+        desk = np.where(usual, self._desk[who], random.integers(self._stations[department]))
+        seen = self._station(day, department, desk)
+        seen.agent[self._service[who]] = _ENGINE * _VERSIONS
+        return seen
 
-    def station(self, who: Ints, day: int, department: Ints, desk: Ints) -> From:
-        network = self._campus[who]
+    def elsewhere(self, random: Generator, day: int, department: Ints) -> From:
+        """Any desk of these departments."""
+        return self._station(day, department, random.integers(self._stations[department]))
+
+    def _station(self, day: int, department: Ints, desk: Ints) -> From:
+        network = self._campus[department]
         ip = _FIRST[network] + 16 + department * 256 + desk
-        family = np.where(self._service[who], _ENGINE, self._image[who])
-        lag = np.where(self._service[who], 0, department * 3 % 20)
-        return From(ip, network, _agent(family, np.where(self._service[who], 0, day + lag)))
+        # Departments have one of two browsers, and get new ones at different times.
+        return From(ip, network, _agent(department % 3 // 2, day + department * 3 % 20))
 
     def vpn(self, random: Generator, who: Ints, day: int) -> From:
         """One of few addresses that many share; some of them are in another country."""
         network = _VPN + random.choice(3, len(who), p=(0.7, 0.22, 0.08))
         return From(_FIRST[network] + random.integers(1, 7, len(who)), network, self._own(who, day))
 
-    def home(self, who: Ints, day: int) -> From:
-        """Their provider's address, which changes every few weeks."""
+    def home(self, random: Generator, who: Ints, day: int) -> From:
+        """Their provider's address, which changes every few weeks. A few have a VPN of their own
+        that seems to be abroad, which some of them always use."""
         ip = _FIRST[self._isp[who]] + self._home[who] + (day + self._lease[who]) // 25
-        return From(ip, self._isp[who], self._own(who, day))
+        hidden = random.random(len(who)) < self._hides[who]
+        exit_ = _FOREIGN + random.integers(1, COUNTRIES, len(who))
+        network = np.where(hidden, exit_, self._isp[who])
+        ip = np.where(hidden, _FIRST[network] + random.integers(1, 900, len(who)), ip)
+        return From(ip, network, self._own(who, day))
 
     def mobile(self, random: Generator, who: Ints, day: int) -> From:
         network = _MOBILE + self._lag[who] % 2

@@ -183,8 +183,8 @@ def _careers(options: Options, random: Generator, person: Bools) -> tuple[Ints, 
     hired[new] = random.integers(1, days, int(new.sum()))
     gone = person & (chance > 0.955)
     left[gone] = random.integers(2, days, int(gone.sum()))
-    # The personnel office is exact for most; some still have an account for a few days.
-    until[gone] = left[gone] + np.where(random.random(int(gone.sum())) < 0.8, 0, 2)
+    # The last night ends on the day after the last shift; some accounts stay for longer.
+    until[gone] = left[gone] + np.where(random.random(int(gone.sum())) < 0.8, 1, 3)
     status[gone] = np.where(random.random(int(gone.sum())) < 0.85, 1, 2)
     return hired, left, until, status
 

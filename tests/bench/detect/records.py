@@ -8,7 +8,7 @@ import numpy as np
 from authz.record import SCHEMA_VERSION
 from tests.bench.detect.events import ALLOWED, DENIED, PATHS, REJECTED, Events
 from tests.bench.detect.places import AGENTS, NETWORKS, address
-from tests.bench.detect.population import ROLES, Departments, Ints, Patients, People
+from tests.bench.detect.population import ROLES, Ints, Patients, People
 
 _VERB: Final = {"R": "read", "E": "search", "C": "create", "U": "update"}
 _SITES: Final = ("sidecar-0", "sidecar-1", "sidecar-2")
@@ -52,15 +52,10 @@ def _request_id(text: str) -> str:
 class Writer:
     """Makes records of requests; the texts they share are made once."""
 
-    def __init__(self, people: People, patients: Patients, departments: Departments) -> None:
+    def __init__(self, people: People, patients: Patients) -> None:
         self._names = people.names
         self._roles = people.role
         self._tokens = patients.tokens
-        self._host = [
-            "fhir.clinics.example" if kind == 1 else "fhir.hospital.example"
-            for kind in departments.kind.tolist()
-        ]
-        self._department = people.department
         self._addresses: dict[int, str] = {}
         self._reasons = [
             [
@@ -86,10 +81,8 @@ class Writer:
             del made[number]["patients"]
         for number in np.flatnonzero(np.isin(events.path, _TYPELESS)).tolist():
             del made[number]["resource_type"]
-        network = events.network.tolist()
         for number in np.flatnonzero(~_COUNTRY[events.network]).tolist():
             del made[number]["country"]
-        del network
         if plain.all():
             return made
         out: list[dict[str, Any]] = []

@@ -18,7 +18,10 @@ from tests.bench.detect.population import (
     RESEARCHER,
     ROLES,
     SERVICE,
+    WARD,
+    Bools,
     Departments,
+    Floats,
     Ints,
     Patients,
     People,
@@ -68,8 +71,7 @@ def make_day(hall: Hall, day: int) -> Events:
     at = parts.begin[part] + (parts.length[part] * random.beta(1.3, 1.25, len(part))).astype(int)
     usually = _seen(hall, random, parts, day)
     seen = usually.take(part)
-    moved = np.flatnonzero((parts.place[part] == CAMPUS) & (random.random(len(part)) < 0.2))
-    _replace(seen, moved, hall.places.desk(random, who[moved], day))
+    _move(hall, random, day, who, parts.place[part] == CAMPUS, seen)
     scripts = (role == RESEARCHER)[part] & (random.random(len(part)) < 0.05)
     hall.places.script(seen, np.flatnonzero(scripts))
     patient = _charts(hall, random, day, who, at)
@@ -141,11 +143,26 @@ def _seen(hall: Hall, random: Generator, parts: _Parts, day: int) -> From:
     who = [parts.who[which] for which in by_place]
     _replace(seen, by_place[CAMPUS], places.desk(random, who[CAMPUS], day))
     _replace(seen, by_place[VPN], places.vpn(random, who[VPN], day))
-    _replace(seen, by_place[HOME], places.home(who[HOME], day))
+    _replace(seen, by_place[HOME], places.home(random, who[HOME], day))
     _replace(seen, by_place[MOBILE], places.mobile(random, who[MOBILE], day))
     country = hall.roster.country[who[ABROAD], day].astype(int)
     _replace(seen, by_place[ABROAD], places.hotel(who[ABROAD], day, country))
     return seen
+
+
+def _move(
+    hall: Hall, random: Generator, day: int, who: Ints, campus: Bools, seen: From
+) -> None:  # fmt: skip
+    """Some use another desk for a while; physicians the one of any ward, floats that of theirs."""
+    chance = random.random(len(who))
+    near = np.flatnonzero(campus & (chance < 0.2))
+    _replace(seen, near, hall.places.desk(random, who[near], day))
+    round_ = np.flatnonzero(campus & (chance > 0.85) & (hall.people.role[who] == PHYSICIAN))
+    wards = np.flatnonzero(hall.departments.kind == WARD)
+    _replace(seen, round_, hall.places.elsewhere(random, day, random.choice(wards, len(round_))))
+    ward = hall.roster.ward[who, day].astype(int)
+    floats = np.flatnonzero(campus & (chance < 0.9) & (ward >= 0))
+    _replace(seen, floats, hall.places.elsewhere(random, day, ward[floats]))
 
 
 def _replace(seen: From, which: Ints, by: From) -> None:
@@ -157,6 +174,7 @@ def _charts(hall: Hall, random: Generator, day: int, who: Ints, at: Ints) -> Int
     options, people = hall.options, hall.people
     chart = random.random(len(who)) >= _ASIDE[people.role[who]]
     reasons = reasons_of(hall.care.reasons, options.begin(day) - HOUR, options.begin(day + 1) + DAY)
+    told = Told(reasons, options.patients)
     patient = np.full(len(who), -1)
     left = np.flatnonzero(chart)
     counts = np.bincount(reasons.who, minlength=options.people)
@@ -168,10 +186,15 @@ def _charts(hall: Hall, random: Generator, day: int, who: Ints, at: Ints) -> Int
         patient[left[good]] = reasons.patient[row[good]]
         left = left[~good]
     # Turns on other wards that no feed knows of are part of the unexplained share.
-    odd = max(0.0, options.unexplained * 0.94 - _untold(hall))
+    odd = max(0.0, options.unexplained * 0.96 - _untold(hall))
     mine = (patient >= 0) & (people.role[who] != SERVICE) & (random.random(len(who)) < odd)
     which = np.flatnonzero(mine)
-    patient[which] = _odd(hall, random, day, who[which], patient[which])
+    meant = patient[which].copy()
+    for _ in range(4):
+        patient[which] = _odd(hall, random, day, who[which], meant)
+        known = told.explains(who[which], patient[which], at[which])
+        which, meant = which[known], meant[known]
+    patient[which] = meant
     return patient
 
 
@@ -182,9 +205,31 @@ def reasons_of(reasons: Reasons, begin: int, end: int) -> Reasons:
     return reasons.take(which[np.argsort(reasons.who[which], kind="stable")])
 
 
+class Told:
+    """Looks up whether a feed explains an access."""
+
+    def __init__(self, reasons: Reasons, patients: int) -> None:
+        told = reasons.take(reasons.feed != UNTOLD)
+        self._patients = patients
+        key = told.who * patients + told.patient
+        order = np.argsort(key, kind="stable")
+        self._key, self._begin, self._end = key[order], told.begin[order], told.end[order]
+
+    def explains(self, who: Ints, patient: Ints, at: Ints) -> Bools:
+        key = who * self._patients + patient
+        row = np.searchsorted(self._key, key)
+        last = np.searchsorted(self._key, key, "right")
+        found = np.zeros(len(key), bool)
+        while (more := row < last).any():
+            mine = np.minimum(row, len(self._key) - 1)
+            found |= more & (self._begin[mine] <= at) & (at <= self._end[mine])
+            row = row + 1
+        return found
+
+
 def _untold(hall: Hall) -> float:
     told = hall.care.reasons.feed != UNTOLD
-    return 1.5 * float(1 - told.mean())
+    return 1.1 * float(1 - told.mean())
 
 
 def _odd(hall: Hall, random: Generator, day: int, who: Ints, meant: Ints) -> Ints:
@@ -207,11 +252,28 @@ def _odd(hall: Hall, random: Generator, day: int, who: Ints, meant: Ints) -> Int
     for number in earlier:
         past = hall.care.present[int(random.integers(max(0, day - 30), day))]
         found[number] = past[int(random.integers(len(past)))]
-    wrong = np.flatnonzero(kind > 0.93)
+    _relations(hall, random, who, kind, found)
+    wrong = np.flatnonzero((kind > 0.93) & (kind < 0.99))
     for number in wrong:  # of the same surname as the one who was meant
         same = np.flatnonzero(hall.patients.surname == hall.patients.surname[meant[number]])
         found[number] = same[int(random.integers(len(same)))]
     return found
+
+
+def _relations(hall: Hall, random: Generator, who: Ints, kind: Floats, found: Ints) -> None:
+    """A few look up a colleague or a relative who asked them to. Nothing tells that from misuse."""
+    people, patients = hall.people, hall.patients
+    for number in np.flatnonzero(kind > 0.996):
+        me = who[number]
+        if kind[number] < 0.999:
+            near = (people.department == people.department[me]) & (people.patient >= 0)
+            near[me] = False
+            known = people.patient[near]
+        else:
+            known = np.flatnonzero(patients.household == people.household[me])
+            known = known[known != people.patient[me]]
+        if len(known):
+            found[number] = known[int(random.integers(len(known)))]
 
 
 def _stale(random: Generator, parts: _Parts, seen: From) -> Events:
