@@ -2,15 +2,16 @@
 
 import csv
 import json
-from bisect import bisect_right
 from collections import defaultdict
 from datetime import datetime
 from ipaddress import ip_address, ip_network
 from itertools import chain, pairwise
 
+import maxminddb
 import pytest
 
 from authz.record import canonical, clean
+from tests.bench.detect.feeds import write_locations
 from tests.bench.detect.hospital import generate, write
 from tests.bench.detect.options import Options
 from tests.bench.detect.places import NETWORKS
@@ -168,16 +169,16 @@ def test_a_terminated_account_is_used_after_its_end_by_misuse_only(hospital, fee
     assert late == set(chain(*told))
 
 
-def test_countries_are_those_of_the_networks(records):
-    """`country` is what a geolocation database made of networks.csv says of the address."""
-    networks = sorted((int(ip_network(each.cidr)[0]), each) for each in NETWORKS)
-    begins = [begin for begin, _ in networks]
-    for address, country in {
-        (one["source_ip"], one.get("country", "")) for one in records if one["kind"] == "access"
-    }:
-        network = networks[bisect_right(begins, int(ip_address(address))) - 1][1]
-        assert ip_address(address) in ip_network(network.cidr)
-        assert country == network.country
+def test_countries_are_those_of_the_networks(records, tmp_path):
+    """`country` is what networks.csv and the geolocation database say of the address."""
+    write_locations(tmp_path / "networks.mmdb")
+    told = {one["source_ip"]: one.get("country", "") for one in records if one["kind"] == "access"}
+    networks = [(ip_network(each.cidr), each) for each in NETWORKS]
+    with maxminddb.open_database(tmp_path / "networks.mmdb") as database:
+        for address, country in told.items():
+            [network] = [each for cidr, each in networks if ip_address(address) in cidr]
+            place = database.get(address) or {"country": {"iso_code": ""}}
+            assert country == network.country == place["country"]["iso_code"]
 
 
 def test_rates_are_a_hospitals():
@@ -206,7 +207,7 @@ def test_it_writes_what_a_replay_reads(hospital, records, tmp_path):
     with (tmp_path / "records.ndjson").open() as file:
         assert [json.loads(line) for line in file] == records
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"records.ndjson", "truth.json", "networks.csv", "feeds"}
+    assert names == {"records.ndjson", "truth.json", "networks.csv", "networks.mmdb", "feeds"}
     assert len(list((tmp_path / "feeds").iterdir())) == 5
 
 

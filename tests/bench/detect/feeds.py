@@ -6,6 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mmdb_writer import MMDBWriter
+from netaddr import IPSet
+
 from tests.bench.detect.care import APPOINTMENTS, CARE_TEAM, ORDERS
 from tests.bench.detect.places import NETWORKS, Network
 from tests.bench.detect.population import ROLES, STATUSES
@@ -78,6 +81,27 @@ def write_feeds(hall: Hall, directory: Path) -> None:
 def write_networks(path: Path) -> None:
     """What an operator knows of networks: which are the VPN's, and where the others are."""
     _write(path, Network._fields, NETWORKS)
+
+
+def write_locations(path: Path) -> None:
+    """The same as a geolocation database in MaxMind's format, with the names of GeoIP2's."""
+    database = MMDBWriter(4, "GeoLite2-City", float_type="f64")
+    for network in NETWORKS:
+        if network.country:
+            place = {
+                "country": {"iso_code": network.country},
+                "location": {
+                    "latitude": float(network.latitude),
+                    "longitude": float(network.longitude),
+                    "accuracy_radius": network.radius_km,
+                },
+                "traits": {
+                    "autonomous_system_number": network.asn,
+                    "autonomous_system_organization": network.organization,
+                },
+            }
+            database.insert_network(IPSet([network.cidr]), place)
+    database.to_db_file(str(path))
 
 
 def _write(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -1,8 +1,8 @@
 """A simulated hospital: what its people open, the feeds that explain most of it, and the truth.
 
 `python -m tests.bench.detect.hospital --seed 1 --out DIR` writes `records.ndjson` (canonical
-records in time order), `feeds/` (as `authz watch --feeds` reads them), `networks.csv` (where
-addresses are) and `truth.json` (what was misuse).
+records in time order), `feeds/` (as `authz watch --feeds` reads them), `networks.csv` and
+`networks.mmdb` (whose addresses are whose, and where) and `truth.json` (what was misuse).
 """
 
 import argparse
@@ -17,7 +17,7 @@ import orjson
 
 from tests.bench.detect.care import make_care
 from tests.bench.detect.events import Events
-from tests.bench.detect.feeds import write_feeds, write_networks
+from tests.bench.detect.feeds import write_feeds, write_locations, write_networks
 from tests.bench.detect.misuse import Misuses
 from tests.bench.detect.options import Options
 from tests.bench.detect.places import COUNTRIES, Places
@@ -76,6 +76,7 @@ def write(hospital: Hospital, directory: Path) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     hospital.feeds(directory / "feeds")
     write_networks(directory / "networks.csv")
+    write_locations(directory / "networks.mmdb")
     write_truth(directory / "truth.json", hospital.truth)
     count = 0
     with (directory / "records.ndjson").open("wb") as file:

@@ -186,9 +186,9 @@ def _charts(hall: Hall, random: Generator, day: int, who: Ints, at: Ints) -> Int
         patient[left[good]] = reasons.patient[row[good]]
         left = left[~good]
     # Turns on other wards that no feed knows of are part of the unexplained share.
-    odd = max(0.0, options.unexplained * 0.96 - _untold(hall))
-    mine = (patient >= 0) & (people.role[who] != SERVICE) & (random.random(len(who)) < odd)
-    which = np.flatnonzero(mine)
+    odd = max(0.0, options.unexplained * 0.94 - _untold(hall))
+    mine = np.flatnonzero((patient >= 0) & (people.role[who] != SERVICE))
+    which = np.sort(random.choice(mine, int(odd * len(mine) + random.random()), replace=False))
     meant = patient[which].copy()
     for _ in range(4):
         patient[which] = _odd(hall, random, day, who[which], meant)
@@ -229,7 +229,7 @@ class Told:
 
 def _untold(hall: Hall) -> float:
     told = hall.care.reasons.feed != UNTOLD
-    return 1.1 * float(1 - told.mean())
+    return float(1 - told.mean())
 
 
 def _odd(hall: Hall, random: Generator, day: int, who: Ints, meant: Ints) -> Ints:
