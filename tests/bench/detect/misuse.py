@@ -125,12 +125,13 @@ class Misuses:
 
     # Whom and how.
 
-    def _strangers(self, who: int, count: int) -> Ints:
-        """Patients whom `who` never has a reason to see. Some look at one ward, some at anybody."""
-        random, care = self._random, self._hall.care
-        known = care.reasons.patient[care.reasons.who == who]
-        found = self._hall.patients.some(random, 2 * count + 20)
-        found = found[~np.isin(found, known)]
+    def _strangers(self, who: int, count: int, day: int) -> Ints:
+        """Patients whom `who` never has a reason to see: of those who are there, or of all."""
+        random, hall = self._random, self._hall
+        found = self._never(who, hall.patients.some(random, 2 * count + 20))
+        here = self._never(who, random.permutation(hall.care.present[day]))
+        if random.random() < 0.5:
+            found = np.concatenate([here, found])
         return found[:count]
 
     def _never(self, who: int, patients: Ints) -> Ints:
@@ -162,14 +163,16 @@ class Misuses:
         at = self._times(start, self._random.uniform(0.5, 2.5) * HOUR, count)
         path = -1 if self._random.random() < 0.6 else _EVERYTHING
         seen = self._desk(who, day, count)
-        yield self._visits(who, at, self._strangers(who, count), seen, path=path)
+        yield self._visits(who, at, self._strangers(who, count, day), seen, path=path)
 
     def _more(self, who: int, day: int, share: float) -> Iterable[Events]:
         count = int(self._random.poisson(share * self._hall.people.visits[who]))
         if count:
             begin, length = self._shift(who, day)
             at = self._times(begin, length, count)
-            yield self._visits(who, at, self._strangers(who, count), self._desk(who, day, count))
+            yield self._visits(
+                who, at, self._strangers(who, count, day), self._desk(who, day, count)
+            )
 
     def _slow_scrape(self) -> Iterable[Events]:
         length = min(int(self._random.integers(18, 29)), self._hall.options.days // 3)
@@ -197,7 +200,7 @@ class Misuses:
             begin = self._hall.options.begin(day + each) + hour * HOUR
             at = self._times(begin, self._random.uniform(0.3, 1.5) * HOUR, count)
             seen = place.take(np.zeros(count, int))
-            yield self._visits(who, at, self._strangers(who, count), seen)
+            yield self._visits(who, at, self._strangers(who, count, day + each), seen)
 
     def _shared_credential(self) -> Iterable[Events]:
         """A colleague uses the same account at the same time, for the colleague's own patients."""
@@ -215,7 +218,7 @@ class Misuses:
             count = int(random.integers(4, 14))
             at = self._times(begin + 0.1 * hours, hours * 0.8, count)
             there = hall.care.present[day][hall.care.place[day] == place]
-            some = random.choice(there, count) if len(there) else self._strangers(who, count)
+            some = random.choice(there, count) if len(there) else self._strangers(who, count, day)
             seen = desk
             if self._number % 3 == 0:  # at the colleague's home
                 seen = hall.places.home(random, np.array([(who + 1) % hall.options.people]), day)
@@ -226,15 +229,16 @@ class Misuses:
         shift = self._hall.roster.shift
         daily = (shift == NIGHT).mean(axis=1) < 0.03
         who = self._one((NURSE, CLERK, BILLING, LAB, PHARMACIST, RESEARCHER), first, daily)
-        for day in self._random.choice(8, int(self._random.integers(2, 6)), replace=False):
+        for after in self._random.choice(8, int(self._random.integers(2, 6)), replace=False):
+            day = first + int(after)
             count = int(self._random.integers(5, 16))
-            begin = self._hall.options.begin(first + int(day)) + self._random.uniform(0.5, 3) * HOUR
+            begin = self._hall.options.begin(day) + self._random.uniform(0.5, 3) * HOUR
             at = self._times(begin, self._random.uniform(0.4, 1.6) * HOUR, count)
-            seen = self._desk(who, first + int(day), count)
+            seen = self._desk(who, day, count)
             if self._random.random() < 0.4:
-                vpn = self._hall.places.vpn(self._random, np.array([who]), first + int(day))
+                vpn = self._hall.places.vpn(self._random, np.array([who]), day)
                 seen = vpn.take(np.zeros(count, int))
-            yield self._visits(who, at, self._strangers(who, count), seen)
+            yield self._visits(who, at, self._strangers(who, count, day), seen)
 
     def _terminated(self) -> Iterable[Events]:
         people, options = self._hall.people, self._hall.options
@@ -252,7 +256,7 @@ class Misuses:
             one = np.array([who])
             vpn = self._hall.places.vpn(self._random, one, day).take(np.zeros(count, int))
             seen = vpn if self._random.random() < 0.7 else self._desk(who, day, count)
-            yield self._visits(who, at, self._strangers(who, count), seen)
+            yield self._visits(who, at, self._strangers(who, count, day), seen)
 
     def _denied_burst(self) -> Iterable[Events]:
         day = self._day()
@@ -264,7 +268,9 @@ class Misuses:
         path = self._random.choice((_SEARCH, _CLAIMS, _EXPORT, _AUDIT, _NOTES, 0), count)
         refused = self._random.random(count) < 0.93
         seen = self._desk(who, day, count)
-        yield self._visits(who, at, self._strangers(who, count), seen, refused=refused, path=path)
+        yield self._visits(
+            who, at, self._strangers(who, count, day), seen, refused=refused, path=path
+        )
 
     def _failed_authentication(self) -> Iterable[Events]:
         day, random = self._day(), self._random
@@ -272,6 +278,8 @@ class Misuses:
         begin = self._hall.options.begin(day) + random.uniform(0, 23) * HOUR
         time = (begin * 1e6 + random.random(count) * random.uniform(60, 400) * 1e6).astype(int)
         seen = self._hall.places.thief(random, np.array([0]), day, near=random.random() < 0.4)
+        if random.random() < 0.2:  # behind an address that many share
+            seen = self._hall.places.mobile(random, np.array([0]), day)
         yield rejected(random, time, seen.take(np.zeros(count, int)))
 
     def _break_glass(self) -> Iterable[Events]:
@@ -281,7 +289,7 @@ class Misuses:
             count = int(self._random.integers(2, 6))
             at = self._times(*self._shift(who, day), count)
             seen = self._desk(who, day, count)
-            yield self._visits(who, at, self._strangers(who, count), seen, glass=True)
+            yield self._visits(who, at, self._strangers(who, count, day), seen, glass=True)
 
     def _service_drift(self) -> Iterable[Events]:
         first = self._day(6)
@@ -292,7 +300,7 @@ class Misuses:
             at = self._times(self._hall.options.begin(day), 23 * HOUR, count)
             path = self._random.choice(paths, count)
             seen = self._desk(who, day, count)
-            yield self._visits(who, at, self._strangers(who, count), seen, path=path)
+            yield self._visits(who, at, self._strangers(who, count, day), seen, path=path)
 
     def _look(self, choose: Callable[[int], Ints]) -> Iterable[Events]:
         """Somebody opens the chart of one of those whom `choose` finds, once or a few times."""

@@ -146,7 +146,7 @@ class Places:
         that seems to be abroad, which some of them always use."""
         ip = _FIRST[self._isp[who]] + self._home[who] + (day + self._lease[who]) // 25
         hidden = random.random(len(who)) < self._hides[who]
-        exit_ = _FOREIGN + random.integers(1, COUNTRIES, len(who))
+        exit_ = _FOREIGN + 1 + (self._home[who] + (random.random(len(who)) < 0.3)) % (COUNTRIES - 1)
         network = np.where(hidden, exit_, self._isp[who])
         ip = np.where(hidden, _FIRST[network] + random.integers(1, 900, len(who)), ip)
         return From(ip, network, self._own(who, day))

@@ -65,14 +65,17 @@ def make_roster(
     shift[away] = OFF
     country = _trips(options, random, people, countries)
     country[(day < people.hired[:, None]) | (day >= people.left[:, None])] = 0
+    gone = np.pad(country > 0, ((0, 0), (1, 1)))
+    flies = gone[:, 1:-1] & ~(gone[:, :-2] & gone[:, 2:])  # there or back
     shift[country > 0] = AWAY
+    shift[flies] = OFF
     shift[service] = ALWAYS
     country[service] = 0
 
     calls = np.isin(people.role, (PHYSICIAN, IT))[:, None] & (random.random((count, days)) < 0.09)
     return Roster(
         shift=shift,
-        on_call=calls & ~away & (country == 0),
+        on_call=calls & ~away & ~gone[:, 1:-1] & ~gone[:, 2:],
         ward=_floats(options, random, people, departments, kind),
         country=country,
         busy=_busy(random, count, days),
