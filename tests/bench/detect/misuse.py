@@ -157,7 +157,7 @@ class Misuses:
     def _bulk_export(self) -> Iterable[Events]:
         day = self._day()
         who = self._one(_STAFF, day)
-        count = int(self._random.integers(120, 500))
+        count = int(np.clip(self._random.lognormal(4.9, 0.6), 50, 600))
         begin, length = self._shift(who, day)
         start = begin + self._random.random() * length * 0.6
         at = self._times(start, self._random.uniform(0.5, 2.5) * HOUR, count)
@@ -195,7 +195,7 @@ class Misuses:
         near = self._random.random() < 0.3
         place = self._hall.places.thief(self._random, np.array([who]), day, near=near)
         for each in range(int(self._random.integers(1, 4))):
-            count = int(self._random.integers(8, 40))
+            count = int(self._random.integers(3, 30))
             hour = self._random.uniform(*((-2, 6) if self._random.random() < 0.75 else (8, 20)))
             begin = self._hall.options.begin(day + each) + hour * HOUR
             at = self._times(begin, self._random.uniform(0.3, 1.5) * HOUR, count)
@@ -212,12 +212,14 @@ class Misuses:
         place = int(
             random.choice(np.flatnonzero((kind != OFFICE) & (np.arange(len(kind)) != mine)))
         )
+        if self._number % 3 == 1:  # next to them
+            place = int(mine)
         desk = hall.places.elsewhere(random, first, np.array([place]))
         for day in self._works(who, first, length):
             begin, hours = self._shift(who, day)
             count = int(random.integers(4, 14))
             at = self._times(begin + 0.1 * hours, hours * 0.8, count)
-            there = hall.care.present[day][hall.care.place[day] == place]
+            there = self._never(who, hall.care.present[day][hall.care.place[day] == place])
             some = random.choice(there, count) if len(there) else self._strangers(who, count, day)
             seen = desk
             if self._number % 3 == 0:  # at the colleague's home
@@ -231,7 +233,7 @@ class Misuses:
         who = self._one((NURSE, CLERK, BILLING, LAB, PHARMACIST, RESEARCHER), first, daily)
         for after in self._random.choice(8, int(self._random.integers(2, 6)), replace=False):
             day = first + int(after)
-            count = int(self._random.integers(5, 16))
+            count = int(self._random.integers(2, 9))
             begin = self._hall.options.begin(day) + self._random.uniform(0.5, 3) * HOUR
             at = self._times(begin, self._random.uniform(0.4, 1.6) * HOUR, count)
             seen = self._desk(who, day, count)

@@ -63,6 +63,7 @@ class People:
     until: Ints
     status: Ints
     visits: Floats  # of a working day in the middle
+    oddity: Floats  # how often they look at a chart for a reason that no feed knows
 
     def of(self, *roles: int) -> Ints:
         return np.flatnonzero(np.isin(self.role, roles))
@@ -132,9 +133,9 @@ def make_patients(options: Options) -> Patients:
 
 def make_surnames(random: Generator, count: int) -> Ints:
     """Surnames as they are spread: one in a hundred has the most frequent, many have rare ones."""
-    weights = 1 / (np.arange(20_000) + 12.0) ** 0.95
+    weights = 1 / (np.arange(8_000) + 9.0)
     weights /= weights.sum()
-    return random.choice(20_000, count, p=weights)
+    return random.choice(8_000, count, p=weights)
 
 
 def make_people(options: Options, departments: Departments, patients: Patients) -> People:
@@ -171,6 +172,7 @@ def make_people(options: Options, departments: Departments, patients: Patients) 
         until=until,
         status=status,
         visits=means * random.lognormal(0, spread) / np.exp(spread**2 / 2),
+        oddity=random.lognormal(0, 0.9, count),
     )
 
 

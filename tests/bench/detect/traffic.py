@@ -188,7 +188,7 @@ def _charts(hall: Hall, random: Generator, day: int, who: Ints, at: Ints) -> Int
     # Turns on other wards that no feed knows of are part of the unexplained share.
     odd = max(0.0, options.unexplained * 0.94 - _untold(hall))
     mine = np.flatnonzero((patient >= 0) & (people.role[who] != SERVICE))
-    which = np.sort(random.choice(mine, int(odd * len(mine) + random.random()), replace=False))
+    which = _oddly(random, people, who, mine, int(odd * len(mine) + random.random()))
     meant = patient[which].copy()
     for _ in range(4):
         patient[which] = _odd(hall, random, day, who[which], meant)
@@ -196,6 +196,24 @@ def _charts(hall: Hall, random: Generator, day: int, who: Ints, at: Ints) -> Int
         which, meant = which[known], meant[known]
     patient[which] = meant
     return patient
+
+
+def _oddly(random: Generator, people: People, who: Ints, mine: Ints, count: int) -> Ints:
+    """`count` of the visits `mine`: some people do it far more often than others, and some have
+    whole hours of it, when they help out and nobody enters that."""
+    some = random.random(len(mine)) < 0.3 * count / max(len(mine), 1) / 3.5
+    first = np.flatnonzero(some)
+    run = first[:, None] + np.arange(6)
+    run = np.minimum(run, len(mine) - 1)
+    same = who[mine[run]] == who[mine[first]][:, None]
+    same &= np.arange(6) < random.integers(2, 7, len(first))[:, None]
+    helped = np.unique(run[same])[:count]
+    weights = people.oddity[who[mine]]
+    weights[helped] = 0
+    if left := min(count - len(helped), int((weights > 0).sum())):
+        alone = random.choice(len(mine), left, replace=False, p=weights / weights.sum())
+        helped = np.concatenate([helped, alone])
+    return mine[np.sort(helped)]
 
 
 def reasons_of(reasons: Reasons, begin: int, end: int) -> Reasons:
