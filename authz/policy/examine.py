@@ -11,7 +11,8 @@ import orjson
 
 from authz.errors import UnavailableError, UsageError
 from authz.policy import source
-from authz.policy.limits import LARGE_DATA, refusals, unknown_functions
+from authz.policy.iteration import lost
+from authz.policy.limits import LARGE_DATA, refusals, uncommented, unknown_functions
 from authz.policy.opa import OpaOptions, is_server
 from authz.policy.opa_ask import Module, asking
 from authz.policy.opa_process import find_opa, running, write
@@ -107,6 +108,9 @@ def _embedded(policy: source.Policy) -> Iterator[Finding]:
             yield Finding(
                 "warning", "embedded", f"not for the embedded engine: {refusal}", At(name)
             )
+    texts = {name: uncommented(text) for name, text in policy.modules.items()}
+    for name, line, why in lost(texts):
+        yield Finding("warning", "embedded", why, At(name, line))
     for name, function in _unknown(policy):
         text = f"not for the embedded engine: it has no {function}"
         yield Finding("warning", "embedded", text, At(name))
