@@ -70,7 +70,7 @@ def prove(
 
     why = as_given("--reason", reason, "reason") if reason else ""
     code = as_given("--purpose", purpose, "purpose") if purpose else ""
-    place = _place(record_id)
+    place = place_of(record_id)
     if place and kind:
         raise UsageError("--kind is for a decision id; a log and an index mean one record")
     logs = load_trust(trust) if trust else None
@@ -182,7 +182,7 @@ def _say_no(why: str, *, as_json: bool) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _place(record_id: str) -> tuple[str, int] | None:
+def place_of(record_id: str) -> tuple[str, int] | None:
     """The log and the index that `record_id` names; None for a decision id."""
     found = _PLACE.fullmatch(record_id)
     if not found:

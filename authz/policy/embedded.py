@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from authz.errors import UnavailableError, UsageError
 from authz.policy import source
 from authz.policy.archive import archive, revision
 from authz.policy.engine import Decisions, Document, Outcome
-from authz.policy.limits import LARGE_DATA, refusals, unknown_functions
+from authz.policy.iteration import lost, modern
+from authz.policy.limits import LARGE_DATA, refusals, uncommented, unknown_functions
 from authz.policy.verdict import UNDEFINED, PolicyError
 
 logger = structlog.get_logger()
@@ -92,12 +94,16 @@ class EmbeddedEngine:
         for name, text in policy.modules.items():
             for refusal in refusals(text):
                 raise UsageError(f"--policy {name}: {refusal}; or use an OPA server")
+        texts = {name: uncommented(text) for name, text in policy.modules.items()}
+        for name, line, why in lost(texts):
+            raise UsageError(f"--policy {name} line {line}: {why}, or use an OPA server")
         if (size := len(orjson.dumps(policy.data))) > LARGE_DATA:
             logger.warning(
                 "this much data takes the embedded engine long to prepare; use an OPA server",
                 kib=size >> 10,
             )
-        self._prepared = _Prepared(policy, self._query)
+        modules = {name: modern(text) for name, text in texts.items()}
+        self._prepared = _Prepared(replace(policy, modules=modules), self._query)
         self.archive = archive(policy.modules, policy.data_digest)
         self.revision = revision(self.archive)
 

@@ -11,10 +11,11 @@ import orjson
 
 from authz.errors import UnavailableError, UsageError
 from authz.policy import source
-from authz.policy.limits import LARGE_DATA, refusals, unknown_functions
+from authz.policy.iteration import lost
+from authz.policy.limits import LARGE_DATA, refusals, uncommented, unknown_functions
 from authz.policy.opa import OpaOptions, is_server
 from authz.policy.opa_ask import Module, asking
-from authz.policy.opa_process import find_opa, running, write
+from authz.policy.opa_process import dialect, find_opa, running, write
 from authz.policy.rego_places import overlap, rule_path
 from authz.policy.review import At, Finding, Review, Source, review
 
@@ -73,14 +74,15 @@ def _read(policy: source.Policy) -> tuple[dict[str, list[Mapping[str, Any]]], li
         named = {f"{n}.rego": text for n, text in enumerate(policy.modules.values())}
         names = dict(zip(named, policy.modules, strict=True))
         write(source.Policy(named, {}), directory)
+        options = dialect(program, directory)
         parsed = {}
         for file, name in names.items():
             told = _run(
                 program, "parse", "--format", "json",
-                "--json-include", "locations,-comments", file, cwd=directory,
+                "--json-include", "locations,-comments", *options, file, cwd=directory,
             )  # fmt: skip
             parsed[name] = orjson.loads(told.stdout).get("rules", []) if told.stdout else []
-        told = _run(program, "check", "--strict", "--format", "json", ".", cwd=directory)
+        told = _run(program, "check", "--strict", "--format", "json", *options, ".", cwd=directory)
     return parsed, list(_strict(told.stderr or told.stdout, names))
 
 
@@ -107,6 +109,9 @@ def _embedded(policy: source.Policy) -> Iterator[Finding]:
             yield Finding(
                 "warning", "embedded", f"not for the embedded engine: {refusal}", At(name)
             )
+    texts = {name: uncommented(text) for name, text in policy.modules.items()}
+    for name, line, why in lost(texts):
+        yield Finding("warning", "embedded", why, At(name, line))
     for name, function in _unknown(policy):
         text = f"not for the embedded engine: it has no {function}"
         yield Finding("warning", "embedded", text, At(name))

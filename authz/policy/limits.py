@@ -25,7 +25,7 @@ _KEYWORDS = frozenset("as contains default else every if import in not package s
 
 def refusals(text: str) -> Iterator[str]:
     """Why a module cannot be used with the embedded engine, a line each."""
-    text = _uncommented(text)
+    text = uncommented(text)
     for found in _LACKING.finditer(text):
         yield f"{found[1]} is not in the embedded engine"
     for function, arguments, body in _functions(text):
@@ -43,7 +43,7 @@ def unknown_functions(
 ) -> Iterator[tuple[str, str]]:
     """Module and name of each function that is called and is nowhere: the engine would only notice
     at a request that comes that far."""
-    texts = {name: _STRING.sub('""', _uncommented(text)) for name, text in modules.items()}
+    texts = {name: _STRING.sub('""', uncommented(text)) for name, text in modules.items()}
     defined = {
         (found[1] or found[2]).rpartition(".")[2]
         for text in texts.values()
@@ -56,7 +56,7 @@ def unknown_functions(
                 yield name, called
 
 
-def _uncommented(text: str) -> str:
+def uncommented(text: str) -> str:
     return _COMMENT.sub(lambda found: found[1] or "", text)
 
 

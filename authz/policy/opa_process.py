@@ -37,6 +37,16 @@ def find_opa() -> str:
     return found
 
 
+def dialect(program: str, directory: Path) -> list[str]:
+    """What tells OPA how the Rego in `directory` is written: nothing for v1, its option for v0, as
+    policies before OPA 1.0 are. Nothing too if it is neither: then OPA says what is wrong."""
+    for options in ([], ["--v0-compatible"]):
+        command = [program, "check", "--bundle", *options, "."]
+        if not subprocess.run(command, cwd=directory, capture_output=True, check=False).returncode:
+            return options
+    return []
+
+
 @contextlib.contextmanager
 def running(policy: Policy, extra: Mapping[str, str] | None = None) -> Iterator[str]:
     """The ``unix://`` address of an OPA that serves `policy` and the modules `extra`.
@@ -48,12 +58,13 @@ def running(policy: Policy, extra: Mapping[str, str] | None = None) -> Iterator[
         directory = Path(temporary)
         files = directory / "policy"
         write(policy, files, extra)
+        options = dialect(program, files)
         address = directory / "opa.sock"
         errors = directory / "output"
         with errors.open("wb") as output:
             process = subprocess.Popen(
                 [program, "run", "--server", "--addr", f"unix://{address}", "--log-level", "error",
-                 "--skip-version-check", "."],
+                 "--skip-version-check", *options, "."],
                 cwd=files, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
         try:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from authz.errors import UsageError
-from authz.policy.opa_process import find_opa
+from authz.policy.opa_process import dialect, find_opa
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def _covered(program: str, policy: Path, tests: Tests) -> Tests:
 def _opa(program: str, policy: Path, *options: str) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run(
         # As a bundle: only .rego, data.json and data.yaml count, as for the engines.
-        [program, "test", "--bundle", "--format", "json", *options, "."],
+        [program, "test", "--bundle", "--format", "json", *dialect(program, policy), *options, "."],
         cwd=policy, capture_output=True, check=False,
     )  # fmt: skip
 

@@ -67,6 +67,7 @@ def stored(database, tmp_path):
     """A store with two archived policies, put there by a receiver's way."""
     log = TestLog(tmp_path, database)
     entries = [policy_notice(1, revision(text), text) for text in (FIRST, SECOND)]
+    entries.append(({"kind": "notice", "time": 1, "event": "block"}, b""))
     log.append_entries(log.written_entries(entries))
     log.seal()
     log.close()
@@ -93,6 +94,19 @@ def test_show(stored):
     assert told.pop("first_seen").startswith("20")
     modules = {"a.rego": "package a # [red]2[/]\n"}
     assert told == {"revision": REVISIONS[1], "data": "", "modules": modules}
+
+
+def test_show_by_record(stored):
+    """A record's place leads to the text that its revision names."""
+    with connect(stored) as client:
+        rows = client.execute("SELECT origin, index, policy_revision FROM audit_log")
+    loaded = {revision: f"{origin}@{index}" for origin, index, revision in rows if revision}
+    assert set(loaded) == set(REVISIONS)
+    assert "package a # [red]2[/]\n" in show(stored, loaded[REVISIONS[1]])
+    [other] = [f"{origin}@{index}" for origin, index, revision in rows if not revision]
+    assert "no policy made this record" in show(stored, other, code=1)
+    assert "no such record" in show(stored, "elsewhere/log@7", code=1)
+    assert "no such record" in show(stored, "0197a3a0-0000-7000-8000-000000000000", code=1)
 
 
 def test_what_cannot_be_shown(stored):

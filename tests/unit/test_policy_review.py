@@ -228,6 +228,37 @@ def test_tests_that_pass(authz):
     assert all(test["file"] == "policy_test.rego" and test["line"] for test in found["tests"])
 
 
+OLD = """package envoy.authz
+
+import input.attributes.request.http as http_request
+
+default allow = false
+
+allow {
+    http_request.method == "GET"
+    roles[_] == "nurse"
+}
+
+roles[role] { role := input.parsed_query.role[_] }
+"""
+
+
+def test_rego_before_opa_1(authz, tmp_path):
+    """A policy as it was written before OPA 1.0 is checked and tested as it is."""
+    (tmp_path / "policy.rego").write_text(OLD)
+    (tmp_path / "policy_test.rego").write_text(
+        "package envoy.authz\n\ntest_nobody { not allow with input as {} }\n"
+    )
+    code, told = authz("check", "--policy", tmp_path, "--json")
+    found = json.loads(told)
+    assert code == 0, told
+    reads = {read["path"]: read["at"] for read in found["reads"]}
+    assert reads[f"{HTTP}.method"] == [{"file": "policy.rego", "line": 8}]
+    code, told = authz("test", "--policy", tmp_path)
+    assert code == 0, told
+    assert "1 passed" in told
+
+
 def test_tests_that_fail(authz, tmp_path):
     """A failing test is named with file and line, and ends the command with 1."""
     policy = Path(shutil.copytree(POLICY, tmp_path / "policy"))
