@@ -14,7 +14,7 @@ from rich.text import Text
 
 from authz import config
 from authz.cli.app import ConfigFile, Json, Store, app, given
-from authz.cli.block import DataDir, Receiver, as_given, record_it, user
+from authz.cli.block import DataDir, Purpose, Receiver, as_given, record_it, user
 from authz.cli.times import moment, shown
 from authz.errors import UnavailableError, UsageError
 from authz.record import FIELD
@@ -33,17 +33,25 @@ _STYLES = {
 def lookup(
     patient: Annotated[
         list[str],
-        typer.Option(help="Identifier, as requests have it; - reads some from standard input."),
+        typer.Option(
+            help="Identifier, as requests have it: p-0042; - reads some from standard input."
+        ),
     ],
     reason: Annotated[str, typer.Option(help="Why you look; it is recorded.")],
-    purpose: Annotated[str, typer.Option(help="The same as a v3-ActReason code.")] = "",
-    since: Annotated[str | None, typer.Option(help="2026-11-01, 2026-11-01T08:30, 7d.")] = None,
+    purpose: Purpose = "",
+    since: Annotated[
+        str | None, typer.Option(help="From 2026-11-01, 2026-11-01T08:30 or 7d ago on.")
+    ] = None,
     until: Annotated[str | None, typer.Option(help="Before then, in the same forms.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Show the newest.")] = 1000,
+    limit: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Show so many requests, the newest.")
+    ] = 1000,
     file: ConfigFile = None,
     store: Store = None,
     receiver: Receiver = None,
-    privacy_key: Annotated[Path | None, typer.Option(help="Privacy key file.")] = None,
+    privacy_key: Annotated[
+        Path | None, typer.Option(help="Privacy key file: a copy of the one that ext-authz has.")
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -65,22 +73,24 @@ def lookup(
     options = config.load(
         file, given(store=store, ext_authz__receiver=receiver, privacy__key=privacy_key)
     )
-    if options.store is None:
-        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    url = options.database
     if options.ext_authz.receiver is None:
-        raise UsageError("--receiver is missing: a look is recorded before anything is shown")
+        raise UsageError(
+            "--receiver is missing: a look is recorded before anything is shown; or --config FILE,"
+            " with ext_authz.receiver in it"
+        )
     keys = keys_of(options)
     patients = tokens_of(keys, identifiers)
     tokens = [token for own in patients for token in own]
     asked = {"since": window.since_us or 0, "until": window.until_us or 0, "limit": limit}
     notice = look_notice("lookup", user(), why, code, tokens, now_us, asked)
     try:
-        with connect(options.store) as client:
+        with connect(url) as client:
             migrations.check(client)
             told = record_it(options.ext_authz, data_dir, notice, keys[0].id)
             found = look_up(client, patients, window, limit)
     except QUERY_ERRORS as error:
-        raise explain(error, options.store) from None
+        raise explain(error, url) from None
     could_not_tell = not found.requests and found.other_keys
     if as_json:
         looked = {"origin": told.origin, "writer": told.writer, "seq": told.seq}

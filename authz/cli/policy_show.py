@@ -38,9 +38,7 @@ def show(
         raise UsageError(
             f"REVISION {name}: want up to 64 hexadecimal digits, as in policy_revision"
         )
-    url = config.load(file, given(store=store)).store
-    if url is None:
-        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    url = config.load(file, given(store=store)).database
     try:
         with connect(url) as client:
             migrations.check(client)

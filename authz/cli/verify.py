@@ -160,10 +160,7 @@ def _plain(text: str) -> str:
 
 
 def _store(file: Path | None, store: str | None) -> str:
-    url = config.load(file, given(store=store)).store
-    if url is None:
-        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
-    return url
+    return config.load(file, given(store=store)).database
 
 
 def _load_state(path: Path | None) -> State:
