@@ -27,6 +27,8 @@ _STYLES = {
     "allowed": "green", "denied": "red", "rejected": "red", "dry-run": "yellow",
     "unasked": "bold red",
 }  # fmt: skip
+_ACTIONS = {"C": "create", "R": "read", "U": "update", "D": "delete"}
+_REVISION_SHOWN = 12  # of the 64 digits of a policy's revision: `authz policy show` takes as few
 
 
 @app.command()
@@ -117,6 +119,7 @@ def show(found: "Lookup", console: Console, *, several: bool = False) -> None:
             f" {_count(found.total, 'request', 'requests')}[/], {found.denied} denied,"
             f" between {shown(found.first)} and {shown(found.last)} UTC"
         )
+        console.print(Text(_legend(found.requests), "dim"))
     else:
         console.print("[bold]nobody[/]: no record in this time names this patient")
     if not found.disclosures:
@@ -124,13 +127,14 @@ def show(found: "Lookup", console: Console, *, several: bool = False) -> None:
             "[yellow]no answer was looked into in this time[/]:"
             " who is known saw what their request named"
         )
-    else:
-        style = "yellow" if found.unresolved else "none"
+    elif found.unresolved:
         console.print(
             f"{_count(found.unresolved, 'answer', 'answers')} in this time could not be resolved:"
             " whose data they held is not known in full",
-            style=style,
+            style="yellow",
         )
+    else:
+        console.print("of every answer in this time it is known whose data it held")
     if found.other_keys:
         console.print(
             Text.assemble(
@@ -146,7 +150,8 @@ def printable(text: str) -> str:
 
 
 def _table(requests: Sequence["Request"], *, several: bool) -> Table:
-    table = Table()
+    table = Table(show_lines=True)
+    several_policies = len(_revisions(requests)) > 1
     for name in ("time (UTC), records", "who", "why", "what", "outcome, known by"):
         table.add_column(name, overflow="fold")
     for request in requests:
@@ -158,14 +163,38 @@ def _table(requests: Sequence["Request"], *, several: bool) -> Table:
         who.append(_below(", ".join(request.roles)), "not bold dim")
         why = Text("broken glass\n" if request.break_glass else "", "bold yellow")
         why.append(printable(": ".join(filter(None, (request.purpose, request.reason)))), "none")
-        what = Text(printable(f"{request.method} {request.path}".strip()))
-        what.append(_below(" ".join(filter(None, (request.action, request.resource_type)))), "dim")
+        if several_policies and request.policy_revision:
+            why.append(_below(f"policy {request.policy_revision[:_REVISION_SHOWN]}"), "dim")
+        what = Text(" ".join(filter(None, (_action(request), printable(request.resource_type)))))
+        what.append(_below(f"{request.method} {request.path}".strip()), "dim")
         what.append(_below(f"from {request.source_ip}" if request.source_ip else ""), "dim")
         outcome = Text(request.outcome, _STYLES[request.outcome])
         outcome.append(f"\n{'answered' if request.answered else 'no answer'}", "not bold dim")
         outcome.append(f"\nby {', '.join(request.known)}", "not bold dim")
         table.add_row(when, who, why, what, outcome)
     return table
+
+
+def _action(request: "Request") -> str:
+    """What was done, in a word: E stands for searches, and for whatever else there is."""
+    searches = request.method in ("GET", "POST") and "$" not in request.path
+    return _ACTIONS.get(request.action, "search" if searches else "execute")
+
+
+def _revisions(requests: Sequence["Request"]) -> list[str]:
+    """Of the policies that decided, shortened, in the order of their first request."""
+    told = (request.policy_revision[:_REVISION_SHOWN] for request in requests)
+    return list(dict.fromkeys(filter(None, told)))
+
+
+def _legend(requests: Sequence["Request"]) -> str:
+    """What the table's words mean, and where the rules behind it are."""
+    lines = [
+        "answered: the service answered, so that something was seen",
+        "by request: it named the patient; by answer: the answer held their data, as searches' do",
+    ]
+    rules = [f"authz policy show {printable(one)}" for one in _revisions(requests)]
+    return "\n".join(lines + ([f"the rules behind it: {', '.join(rules)}"] if rules else []))
 
 
 def _places(records: Sequence[str]) -> str:
