@@ -115,8 +115,8 @@ def show(found: "Lookup", console: Console, *, several: bool = False) -> None:
         console.print(f"[yellow]and {found.more} older requests[/]; --limit shows more")
     if found.requests:
         console.print(
-            f"[bold]{_count(found.people, 'person', 'people')},"
-            f" {_count(found.total, 'request', 'requests')}[/], {found.denied} denied,"
+            f"[bold]{count(found.people, 'person', 'people')},"
+            f" {count(found.total, 'request', 'requests')}[/], {found.denied} denied,"
             f" between {shown(found.first)} and {shown(found.last)} UTC"
         )
         console.print(Text(_legend(found.requests), "dim"))
@@ -129,7 +129,7 @@ def show(found: "Lookup", console: Console, *, several: bool = False) -> None:
         )
     elif found.unresolved:
         console.print(
-            f"{_count(found.unresolved, 'answer', 'answers')} in this time could not be resolved:"
+            f"{count(found.unresolved, 'answer', 'answers')} in this time could not be resolved:"
             " whose data they held is not known in full",
             style="yellow",
         )
@@ -210,7 +210,7 @@ def _below(text: str) -> str:
     return f"\n{printable(text)}" if text else ""
 
 
-def _count(number: int, one: str, more: str) -> str:
+def count(number: int, one: str, more: str) -> str:
     return f"{number} {one if number == 1 else more}"
 
 

@@ -165,6 +165,8 @@ def _value(name: str, record: Record) -> str:
     value = record[name]
     if isinstance(value, list):
         return ", ".join(map(printable, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if FIELD[name].type == "time":
         assert isinstance(value, int)
         try:
