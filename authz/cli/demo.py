@@ -211,12 +211,16 @@ def _suggest(addresses: dict[str, Any], config: Path, console: Console) -> None:
     console.print("\nIt is running. Try, in another terminal:")
     for what, command in commands.items():
         console.print(f"\n[bold]# {what}[/]")
-        console.print(shlex.join(command), soft_wrap=True, markup=False)
+        console.print(" ".join(map(_quoted, command)), soft_wrap=True, markup=False)
     console.print(
-        f"\nEvery authz command takes --config {config}: it has the addresses.\n"
-        "Ctrl-C stops it.",
+        f"\nOther authz commands find it by --config {config} too.\nCtrl-C stops it.",
         soft_wrap=True, markup=False,
     )  # fmt: skip
+
+
+def _quoted(word: str) -> str:
+    """For a shell; `shlex` would make three quotes of each that stands in a query."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\') else shlex.quote(word)
 
 
 def _program() -> list[str]:
