@@ -184,8 +184,9 @@ def _suggest(addresses: dict[str, Any], config: Path, console: Console) -> None:
         " FROM requests ORDER BY at DESC LIMIT 5"
     )
     one = (
-        "SELECT toString(time) AS at, purpose, allowed, reason, method, path, source_ip"
-        " FROM requests WHERE subject = 'n.hazel' ORDER BY time FORMAT PrettyCompact"
+        "SELECT allowed, reason, path, count() AS times, uniqExactArray(patients) AS patients"
+        " FROM requests WHERE subject = 'n.hazel' GROUP BY 1, 2, 3 ORDER BY 1, 4 DESC"
+        " FORMAT PrettyCompact SETTINGS output_format_pretty_row_numbers = 0"
     )
     ask = ["curl", "-i", "-H"]
     http = ["curl", "-u", f"{user}:{password}", f"{addresses['http']}/?database=authz",
