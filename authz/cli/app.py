@@ -16,7 +16,12 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file; AUTHZ_... and options override it.")
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file of store, receiver, keys and the rest (`authz config` prints one);"
+        " AUTHZ_... and options override it.",
+    ),
 ]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where journal, keys and state are kept.")
@@ -24,7 +29,7 @@ DataDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Store = Annotated[
     str | None,
-    typer.Option("--store", help="clickhouse://user:password@host:9000/database"),
+    typer.Option("--store", help="The database's URL (clickhouse://...)."),
 ]
 
 

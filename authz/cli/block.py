@@ -28,11 +28,23 @@ _LONGEST_SECONDS = 3650 * 86_400
 
 Subject = Annotated[str, typer.Argument(help="The person, as decisions record them: dr.alder")]
 Receiver = Annotated[
-    str | None, typer.Option(help="The receiver whose writers are told: host:port or unix:///path")
+    str | None,
+    typer.Option(
+        help="The receiver that puts this on record and tells its writers: host:port or"
+        " unix:///path"
+    ),
 ]
 DataDir = Annotated[
     Path | None,
     typer.Option(help="This command's journal and key (default: the user's, for this receiver)."),
+]
+
+Purpose = Annotated[
+    str,
+    typer.Option(
+        help="The same as an HL7 code (v3-ActReason): PATRQT the patient asked, HCOMPL compliance,"
+        " HLEGAL a court, HOPERAT operations."
+    ),
 ]
 
 

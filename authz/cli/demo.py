@@ -171,42 +171,64 @@ def _keep(run: Any, result: Any, console: Console, *, as_json: bool) -> None:
     else:
         if result is not None:
             _show(result, console)
-        _suggest(addresses, console)
+        _suggest(addresses, run.config, console)
     while True:
         run.watch()
         time.sleep(0.5)
 
 
-def _suggest(addresses: dict[str, Any], console: Console) -> None:
+def _suggest(addresses: dict[str, Any], config: Path, console: Console) -> None:
     chart = f"{addresses['envoy']}/fhir/Patient/p-0001"
     user, password, host, port = run_parts(addresses["store"])
     sql = (
         "SELECT toString(time) AS at, subject, roles, reason, path, status, decision_id"
         " FROM requests ORDER BY at DESC LIMIT 5"
     )
-    lines = {
-        "a physician of the care team (200)": ["alder", chart],
-        "a clerk at the front desk (403)": ["ginkgo", chart],
-    }
-    console.print("\nIt is running. Try, in another terminal:")
-    for what, (person, url) in lines.items():
-        token = addresses["tokens"][person]
-        console.print(f"\n[bold]# {what}[/]")
-        command = ["curl", "-i", "-H", f"authorization: Bearer {token}", url]
-        console.print(shlex.join(command), soft_wrap=True, markup=False)
-    console.print("\n[bold]# what was recorded of it[/]")
-    client = ["clickhouse-client", "--host", host, "--port", port, "--user", user,
-              "--password", password, "--database", "authz", "--query", sql]  # fmt: skip
-    console.print(shlex.join(client), soft_wrap=True, markup=False)
-    console.print("\n[bold]# the same over HTTP[/]")
+    one = (
+        "SELECT allowed, reason, path, count() AS times, uniqExactArray(patients) AS patients"
+        " FROM requests WHERE subject = 'n.hazel' GROUP BY 1, 2, 3 ORDER BY 1, 4 DESC"
+        " FORMAT PrettyCompact SETTINGS output_format_pretty_row_numbers = 0"
+    )
+    ask = ["curl", "-i", "-H"]
     http = ["curl", "-u", f"{user}:{password}", f"{addresses['http']}/?database=authz",
-            "--data-binary", f"{sql} FORMAT Vertical"]  # fmt: skip
-    console.print(shlex.join(http), soft_wrap=True, markup=False)
-    console.print("\n[bold]# is the log intact?[/]")
-    verify = [sys.executable, "-m", "authz", "verify", "--store", addresses["store"],
-              "--trust", addresses["trust"]]  # fmt: skip
-    console.print(shlex.join(verify), soft_wrap=True, markup=False)
-    console.print("\nCtrl-C stops it.")
+            "--data-binary"]  # fmt: skip
+    client = ["clickhouse-client", "--host", host, "--port", port, "--user", user,
+              "--password", password, "--database", "authz", "--query"]  # fmt: skip
+    authz = _program()
+    tokens = addresses["tokens"]
+    commands = {
+        "a physician of the care team looks at a chart (200)":
+            [*ask, f"authorization: Bearer {tokens['alder']}", chart],
+        "a clerk at the front desk (403)":
+            [*ask, f"authorization: Bearer {tokens['ginkgo']}", chart],
+        "what was recorded of it": [*client, sql],
+        "the same over HTTP": [*http, f"{sql} FORMAT Vertical"],
+        "who saw the patient p-0042, and why? (the look is recorded too)":
+            [*authz, "lookup", "--config", str(config), "--patient", "p-0042",
+             "--reason", "asked by the patient"],
+        "what did the nurse n.hazel do?": [*http, one],
+        "is the log intact, and is anything missing?":
+            [*authz, "verify", "--config", str(config), "--trust", addresses["trust"]],
+    }  # fmt: skip
+    console.print("\nIt is running. Try, in another terminal:")
+    for what, command in commands.items():
+        console.print(f"\n[bold]# {what}[/]")
+        console.print(" ".join(map(_quoted, command)), soft_wrap=True, markup=False)
+    console.print(
+        f"\nOther authz commands find it by --config {config} too.\nCtrl-C stops it.",
+        soft_wrap=True, markup=False,
+    )  # fmt: skip
+
+
+def _quoted(word: str) -> str:
+    """For a shell; `shlex` would make three quotes of each that stands in a query."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\') else shlex.quote(word)
+
+
+def _program() -> list[str]:
+    """How this is run from any directory."""
+    script = Path(sys.executable).with_name("authz")
+    return [str(script)] if script.is_file() else [sys.executable, "-m", "authz"]
 
 
 def run_parts(url: str) -> tuple[str, str, str, str]:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from authz import config
 from authz.cli.app import ConfigFile, Json, Store, app, given
-from authz.cli.block import DataDir, Receiver, as_given, record_it, user
+from authz.cli.block import DataDir, Purpose, Receiver, as_given, record_it, user
 from authz.cli.verify import progress_bar
 from authz.errors import UsageError
 
@@ -23,7 +23,7 @@ def export(
         Literal["bundle"],
         typer.Option("--format", help="bundle: whole logs, for `authz verify --from`."),
     ] = "bundle",
-    purpose: Annotated[str, typer.Option(help="The same as a v3-ActReason code.")] = "",
+    purpose: Purpose = "",
     file: ConfigFile = None,
     store: Store = None,
     receiver: Receiver = None,
@@ -40,15 +40,17 @@ def export(
     why = as_given("--reason", reason, "reason")
     code = as_given("--purpose", purpose, "purpose") if purpose else ""
     options = config.load(file, given(store=store, ext_authz__receiver=receiver))
-    if options.store is None:
-        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    url = options.database
     if options.ext_authz.receiver is None:
-        raise UsageError("--receiver is missing: an export is recorded before it is written")
+        raise UsageError(
+            "--receiver is missing: an export is recorded before it is written; or --config FILE,"
+            " with ext_authz.receiver in it"
+        )
     sizes: dict[str, int] = {}
     try:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise UsageError(f"--output {output}: want a directory that is new or empty")
-        with connect(options.store) as client:
+        with connect(url) as client:
             migrations.check(client)
             origins = [origin for origin, _, _ in checkpoints.newest(client)]
             asked = {"format": form, "logs": origins}
@@ -63,7 +65,7 @@ def export(
     except QUERY_ERRORS as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise UsageError(f"--output {output}: {error.strerror}") from None
-        raise explain(error, options.store) from None
+        raise explain(error, url) from None
     if as_json:
         looked = {"origin": told.origin, "writer": told.writer, "seq": told.seq}
         print(json.dumps({"directory": str(output), "logs": sizes, "looked": looked}))

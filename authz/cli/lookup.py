@@ -14,7 +14,7 @@ from rich.text import Text
 
 from authz import config
 from authz.cli.app import ConfigFile, Json, Store, app, given
-from authz.cli.block import DataDir, Receiver, as_given, record_it, user
+from authz.cli.block import DataDir, Purpose, Receiver, as_given, record_it, user
 from authz.cli.times import moment, shown
 from authz.errors import UnavailableError, UsageError
 from authz.record import FIELD
@@ -27,23 +27,33 @@ _STYLES = {
     "allowed": "green", "denied": "red", "rejected": "red", "dry-run": "yellow",
     "unasked": "bold red",
 }  # fmt: skip
+_ACTIONS = {"C": "create", "R": "read", "U": "update", "D": "delete"}
+_REVISION_SHOWN = 12  # of the 64 digits of a policy's revision: `authz policy show` takes as few
 
 
 @app.command()
 def lookup(
     patient: Annotated[
         list[str],
-        typer.Option(help="Identifier, as requests have it; - reads some from standard input."),
+        typer.Option(
+            help="Identifier, as requests have it: p-0042; - reads some from standard input."
+        ),
     ],
     reason: Annotated[str, typer.Option(help="Why you look; it is recorded.")],
-    purpose: Annotated[str, typer.Option(help="The same as a v3-ActReason code.")] = "",
-    since: Annotated[str | None, typer.Option(help="2026-11-01, 2026-11-01T08:30, 7d.")] = None,
+    purpose: Purpose = "",
+    since: Annotated[
+        str | None, typer.Option(help="From 2026-11-01, 2026-11-01T08:30 or 7d ago on.")
+    ] = None,
     until: Annotated[str | None, typer.Option(help="Before then, in the same forms.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Show the newest.")] = 1000,
+    limit: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Show so many requests, the newest.")
+    ] = 1000,
     file: ConfigFile = None,
     store: Store = None,
     receiver: Receiver = None,
-    privacy_key: Annotated[Path | None, typer.Option(help="Privacy key file.")] = None,
+    privacy_key: Annotated[
+        Path | None, typer.Option(help="Privacy key file: a copy of the one that ext-authz has.")
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -65,22 +75,24 @@ def lookup(
     options = config.load(
         file, given(store=store, ext_authz__receiver=receiver, privacy__key=privacy_key)
     )
-    if options.store is None:
-        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    url = options.database
     if options.ext_authz.receiver is None:
-        raise UsageError("--receiver is missing: a look is recorded before anything is shown")
+        raise UsageError(
+            "--receiver is missing: a look is recorded before anything is shown; or --config FILE,"
+            " with ext_authz.receiver in it"
+        )
     keys = keys_of(options)
     patients = tokens_of(keys, identifiers)
     tokens = [token for own in patients for token in own]
     asked = {"since": window.since_us or 0, "until": window.until_us or 0, "limit": limit}
     notice = look_notice("lookup", user(), why, code, tokens, now_us, asked)
     try:
-        with connect(options.store) as client:
+        with connect(url) as client:
             migrations.check(client)
             told = record_it(options.ext_authz, data_dir, notice, keys[0].id)
             found = look_up(client, patients, window, limit)
     except QUERY_ERRORS as error:
-        raise explain(error, options.store) from None
+        raise explain(error, url) from None
     could_not_tell = not found.requests and found.other_keys
     if as_json:
         looked = {"origin": told.origin, "writer": told.writer, "seq": told.seq}
@@ -103,10 +115,11 @@ def show(found: "Lookup", console: Console, *, several: bool = False) -> None:
         console.print(f"[yellow]and {found.more} older requests[/]; --limit shows more")
     if found.requests:
         console.print(
-            f"[bold]{_count(found.people, 'person', 'people')},"
-            f" {_count(found.total, 'request', 'requests')}[/], {found.denied} denied,"
+            f"[bold]{count(found.people, 'person', 'people')},"
+            f" {count(found.total, 'request', 'requests')}[/], {found.denied} denied,"
             f" between {shown(found.first)} and {shown(found.last)} UTC"
         )
+        console.print(Text(_legend(found.requests), "dim"))
     else:
         console.print("[bold]nobody[/]: no record in this time names this patient")
     if not found.disclosures:
@@ -114,13 +127,14 @@ def show(found: "Lookup", console: Console, *, several: bool = False) -> None:
             "[yellow]no answer was looked into in this time[/]:"
             " who is known saw what their request named"
         )
-    else:
-        style = "yellow" if found.unresolved else "none"
+    elif found.unresolved:
         console.print(
-            f"{_count(found.unresolved, 'answer', 'answers')} in this time could not be resolved:"
+            f"{count(found.unresolved, 'answer', 'answers')} in this time could not be resolved:"
             " whose data they held is not known in full",
-            style=style,
+            style="yellow",
         )
+    else:
+        console.print("of every answer in this time it is known whose data it held")
     if found.other_keys:
         console.print(
             Text.assemble(
@@ -136,7 +150,8 @@ def printable(text: str) -> str:
 
 
 def _table(requests: Sequence["Request"], *, several: bool) -> Table:
-    table = Table()
+    table = Table(show_lines=True)
+    several_policies = len(_revisions(requests)) > 1
     for name in ("time (UTC), records", "who", "why", "what", "outcome, known by"):
         table.add_column(name, overflow="fold")
     for request in requests:
@@ -148,14 +163,38 @@ def _table(requests: Sequence["Request"], *, several: bool) -> Table:
         who.append(_below(", ".join(request.roles)), "not bold dim")
         why = Text("broken glass\n" if request.break_glass else "", "bold yellow")
         why.append(printable(": ".join(filter(None, (request.purpose, request.reason)))), "none")
-        what = Text(printable(f"{request.method} {request.path}".strip()))
-        what.append(_below(" ".join(filter(None, (request.action, request.resource_type)))), "dim")
+        if several_policies and request.policy_revision:
+            why.append(_below(f"policy {request.policy_revision[:_REVISION_SHOWN]}"), "dim")
+        what = Text(" ".join(filter(None, (_action(request), printable(request.resource_type)))))
+        what.append(_below(f"{request.method} {request.path}".strip()), "dim")
         what.append(_below(f"from {request.source_ip}" if request.source_ip else ""), "dim")
         outcome = Text(request.outcome, _STYLES[request.outcome])
         outcome.append(f"\n{'answered' if request.answered else 'no answer'}", "not bold dim")
         outcome.append(f"\nby {', '.join(request.known)}", "not bold dim")
         table.add_row(when, who, why, what, outcome)
     return table
+
+
+def _action(request: "Request") -> str:
+    """What was done, in a word: E stands for searches, and for whatever else there is."""
+    searches = request.method in ("GET", "POST") and "$" not in request.path
+    return _ACTIONS.get(request.action, "search" if searches else "execute")
+
+
+def _revisions(requests: Sequence["Request"]) -> list[str]:
+    """Of the policies that decided, shortened, in the order of their first request."""
+    told = (request.policy_revision[:_REVISION_SHOWN] for request in requests)
+    return list(dict.fromkeys(filter(None, told)))
+
+
+def _legend(requests: Sequence["Request"]) -> str:
+    """What the table's words mean, and where the rules behind it are."""
+    lines = [
+        "answered: the service answered, so that something was seen",
+        "by request: it named the patient; by answer: the answer held their data, as searches' do",
+    ]
+    rules = [f"authz policy show {printable(one)}" for one in _revisions(requests)]
+    return "\n".join(lines + ([f"the rules behind it: {', '.join(rules)}"] if rules else []))
 
 
 def _places(records: Sequence[str]) -> str:
@@ -171,7 +210,7 @@ def _below(text: str) -> str:
     return f"\n{printable(text)}" if text else ""
 
 
-def _count(number: int, one: str, more: str) -> str:
+def count(number: int, one: str, more: str) -> str:
     return f"{number} {one if number == 1 else more}"
 
 

@@ -7,7 +7,6 @@ import typer
 
 from authz import config
 from authz.cli.app import ConfigFile, Json, Store, app, given
-from authz.errors import UsageError
 
 
 @app.command()
@@ -27,9 +26,7 @@ def migrate(
     from authz.store import layout, migrations
     from authz.store.client import QUERY_ERRORS, connect, explain
 
-    url = config.load(file, given(store=store)).store
-    if url is None:
-        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    url = config.load(file, given(store=store)).database
     try:
         with connect(url) as client:
             applied = migrations.migrate(client, cluster)

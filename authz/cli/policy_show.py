@@ -51,9 +51,7 @@ def show(
             f"RECORD {printable(name)}: want a decision id, a log and an index such as"
             " demo/receiver@10, or up to 64 hexadecimal digits of a policy_revision"
         )
-    url = config.load(file, given(store=store)).store
-    if url is None:
-        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    url = config.load(file, given(store=store)).database
     try:
         with connect(url) as client:
             migrations.check(client)

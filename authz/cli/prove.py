@@ -15,7 +15,7 @@ from rich.text import Text
 
 from authz import config
 from authz.cli.app import ConfigFile, Json, Store, app, given
-from authz.cli.block import DataDir, Receiver, as_given, record_it, user
+from authz.cli.block import DataDir, Purpose, Receiver, as_given, record_it, user
 from authz.cli.lookup import printable
 from authz.cli.times import shown
 from authz.errors import UsageError
@@ -52,7 +52,7 @@ def prove(
         Kind | None, typer.Option(help="Which record of the decision id (default: its decision).")
     ] = None,
     reason: Annotated[str, typer.Option(help="Why you look; it is recorded.")] = "",
-    purpose: Annotated[str, typer.Option(help="The same as a v3-ActReason code.")] = "",
+    purpose: Purpose = "",
     trust: Annotated[
         Path | None, typer.Option(help="Write only what `verify-proof` accepts by this trust file.")
     ] = None,
@@ -75,17 +75,16 @@ def prove(
         raise UsageError("--kind is for a decision id; a log and an index mean one record")
     logs = load_trust(trust) if trust else None
     options = config.load(file, given(store=store, ext_authz__receiver=receiver))
-    if options.store is None:
-        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    url = options.database
     try:
-        with connect(options.store) as client:
+        with connect(url) as client:
             migrations.check(client)
             origin, index = place or _of_decision(client, record_id, kind or "decision")
             proof, record = _proof(client, origin, index)
         if logs is not None:
             check_proof(str(proof), logs)
     except QUERY_ERRORS as error:
-        raise explain(error, options.store) from None
+        raise explain(error, url) from None
     except (_No, NoteError, ProofError) as error:
         _say_no(str(error), as_json=as_json)
     patients = record.get("patients", [])
@@ -165,6 +164,8 @@ def _value(name: str, record: Record) -> str:
     value = record[name]
     if isinstance(value, list):
         return ", ".join(map(printable, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if FIELD[name].type == "time":
         assert isinstance(value, int)
         try:

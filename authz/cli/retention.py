@@ -301,14 +301,13 @@ def _database(options: config.Config) -> "Iterator[Client]":
     from authz.store import migrations
     from authz.store.client import QUERY_ERRORS, connect, explain
 
-    if options.store is None:
-        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    url = options.database
     try:
-        with connect(options.store) as client:
+        with connect(url) as client:
             migrations.check(client)
             yield client
     except QUERY_ERRORS as error:
-        raise explain(error, options.store) from None
+        raise explain(error, url) from None
 
 
 class _Bar:

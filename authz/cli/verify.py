@@ -17,7 +17,7 @@ from rich.table import Table
 
 from authz import config
 from authz.cli.app import ConfigFile, Json, Store, app, given
-from authz.cli.lookup import printable
+from authz.cli.lookup import count, printable
 from authz.cli.times import moment
 from authz.errors import UsageError
 from authz.files import replace_file
@@ -130,14 +130,14 @@ def show(report: Report, console: Console) -> None:
         for note in log.notes:
             console.print(f"  [yellow]note[/]: {_plain(note)}")
         if log.more_findings:
-            console.print(f"  and {log.more_findings} findings more")
+            console.print(f"  and {count(log.more_findings, 'finding', 'findings')} more")
     for month in report.detached:
         console.print(
             f"[yellow]note[/]: partition {month} was detached: its rows lie beside the log"
         )
     gaps = sum(report.gaps.values())
     told = ", ".join(f"{count} {_plain(kind)}" for kind, count in report.gaps.items())
-    told = f"{gaps} gaps{': ' if told else ''}{told}"
+    told = f"{count(gaps, 'gap', 'gaps')}{': ' if told else ''}{told}"
     if report.partial:
         console.print(
             f"{report.decisions} decisions and {report.accesses} accesses in this part;"
@@ -153,7 +153,8 @@ def show(report: Report, console: Console) -> None:
         console.print(f"[bold green]intact[/]: nothing changed, dropped, added or reordered{part}"
                       f" ({report.checked} records in {report.seconds:.1f} s)")  # fmt: skip
     else:
-        console.print(f"[bold red]NOT intact[/]: {len(report.findings)} findings")
+        found = count(len(report.findings), "finding", "findings")
+        console.print(f"[bold red]NOT intact[/]: {found}")
 
 
 def _plain(text: str) -> str:
@@ -162,10 +163,7 @@ def _plain(text: str) -> str:
 
 
 def _store(file: Path | None, store: str | None) -> str:
-    url = config.load(file, given(store=store)).store
-    if url is None:
-        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
-    return url
+    return config.load(file, given(store=store)).database
 
 
 def _load_state(path: Path | None) -> State:

@@ -293,6 +293,16 @@ class Config(BaseSettings):
     privacy: Privacy = Privacy()
     disclosure: Disclosure = Disclosure()
 
+    @property
+    def database(self) -> str:
+        """The store's URL, where one is needed. Raises `UsageError`."""
+        if self.store is None:
+            raise UsageError(
+                "--store is missing: clickhouse://user:password@host:9000/database;"
+                " or --config FILE, with store: in it"
+            )
+        return self.store
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -1,17 +1,22 @@
 """One run of the demo: the parts up, the traffic sent, the count made, the log verified."""
 
 import asyncio
+import contextlib
 import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
+
+from authz.config import load
 from authz.demo import traffic
 from authz.demo.people import PEOPLE, Request
 from authz.demo.stack import Stack
 from authz.demo.tamper import Tampering, tamper
 from authz.errors import UnavailableError
+from authz.files import replace_file
 from authz.store.client import QUERY_ERRORS, Client, connect, explain
 from authz.trust import load_trust
 from authz.verify import Report, verify_store
@@ -112,13 +117,29 @@ class Demo:
     def __init__(self, directory: Path, progress: Progress, config: Path | None = None) -> None:
         # A laptop that is busy while everything starts is no reason to deny.
         self.stack = Stack(directory, config=config, timeout_ms=2000)
+        self.config = self.stack.data_dir / "authz.yaml"
+        """What commands beside the demo take as ``--config``; there while it runs."""
+        self._privacy = load(config).privacy
         self._progress = progress
         self._begun = time.monotonic()
 
     def start(self) -> None:
         self.stack.start(lambda name: self._progress.say(f"starting {name}"))
+        key = self._privacy.key or self.stack.data_dir / "ext-authz" / "privacy.key"
+        told = {
+            "store": self.stack.store,
+            "ext_authz": {"receiver": self.stack.parts["receiver"].address},
+            "privacy": {
+                "key": str(key.resolve()),
+                "old_keys": [str(old.resolve()) for old in self._privacy.old_keys],
+            },
+        }
+        # It holds the database's password.
+        replace_file(self.config, yaml.safe_dump(told, sort_keys=False).encode())
 
     def stop(self) -> None:
+        with contextlib.suppress(OSError):
+            self.config.unlink()
         self.stack.stop()
 
     def watch(self) -> None:

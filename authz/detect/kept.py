@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from authz.detect.detector import Memory
 from authz.errors import UsageError
-from authz.journal.segments import replace_file
+from authz.files import replace_file
 
 VERSION = 1
 

@@ -45,6 +45,8 @@ class Request:
     patients: tuple[int, ...]
     """Which of the patients asked for, counted from 1."""
     decision_id: str
+    policy_revision: str
+    """Of the policy that decided; ``authz policy show`` prints its text. Empty without one."""
     records: tuple[str, ...]
     """``<origin>/<index>`` of the records that say so."""
 
@@ -169,6 +171,7 @@ def _request(by_place: dict[str, Row], numbers: dict[str, int]) -> Request:
         known=tuple(known),
         patients=tuple(sorted({numbers[token] for row in named for token in row["tokens"]})),
         decision_id=rows[0]["decision_id"],
+        policy_revision=said("policy_revision"),
         records=tuple(sorted(by_place, key=_in_order)),
     )  # fmt: skip
 

@@ -32,9 +32,7 @@ class _Server(uvicorn.Server):
 
 async def serve(config: Config) -> None:
     """Run until SIGTERM; what is being answered then is answered. Raises `UsageError`."""
-    store, options = config.store, config.console
-    if store is None:
-        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    store, options = config.database, config.console
     connect(store)  # nothing is sent: it says what is wrong with the URL
     if options.entries_token_file:
         load_token(options.entries_token_file)  # says at once what is wrong with it

@@ -40,9 +40,7 @@ logger = structlog.get_logger()
 
 async def serve(config: Config) -> None:
     """Run until SIGTERM. Raises `AuthzError` for what a user can mend."""
-    store = config.store
-    if store is None:
-        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
+    store = config.database
     credentials = tls.of_server("receiver", config.receiver)
     directory = config.data_dir
     client = connect(store)

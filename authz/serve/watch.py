@@ -13,7 +13,6 @@ from functools import partial
 
 import orjson
 import structlog
-from clickhouse_driver import Client
 from prometheus_client import Counter, Gauge
 
 from authz.blocks import Blocks
@@ -29,7 +28,7 @@ from authz.record import Record, details_of
 from authz.serve import grpc_server
 from authz.serve.writer import Writer, now_us
 from authz.store import watched
-from authz.store.client import QUERY_ERRORS, connect, explain
+from authz.store.client import QUERY_ERRORS, Client, connect, explain
 from authz.store.migrations import check
 
 _LOOK_SECONDS = 0.5

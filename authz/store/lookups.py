@@ -16,8 +16,8 @@ from authz.record import text
 
 _COLUMNS = (
     "origin", "index", "kind", "time", "subject", "roles", "tenant", "purpose", "reason",
-    "break_glass", "decision_id", "allowed", "enforced", "method", "path", "resource_type",
-    "action", "source_ip", "status", "upstream",
+    "break_glass", "decision_id", "allowed", "enforced", "policy_revision", "method",
+    "path", "resource_type", "action", "source_ip", "status", "upstream",
 )  # fmt: skip
 _SELECTED = ", ".join(
     "toUnixTimestamp64Micro(time)" if name == "time" else f"`{name}`" for name in _COLUMNS

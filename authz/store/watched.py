@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from clickhouse_driver import Client
 
 from authz.record import Record
 from authz.store import checkpoints, rows
+from authz.store.client import Client
 
 _SINCE = (
     "SELECT min(index) FROM audit_log WHERE origin = %(origin)s"

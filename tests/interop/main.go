@@ -153,20 +153,29 @@ func (b bearer) RoundTrip(request *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(request)
 }
 
-// tree reads every entry of the log at a URL by torchwood's client, which hashes each and holds it
-// against the tree.
-func tree(args []string) (any, error) {
-	flags := flag.NewFlagSet("tree", flag.ExitOnError)
-	url := flags.String("url", "", "prefix of the log")
-	vkey := flags.String("vkey", "", "the log's verifier key")
-	token := flags.String("token", "", "file with the token for entries")
-	flags.Parse(args)
-	secret, err := os.ReadFile(*token)
+// source is where a log's tiles are: a folder, or a URL with a token.
+func source(directory, url, token string) (torchwood.TileReader, error) {
+	if directory != "" {
+		return torchwood.NewTileFS(os.DirFS(directory))
+	}
+	secret, err := os.ReadFile(token)
 	if err != nil {
 		return nil, err
 	}
-	fetcher, err := torchwood.NewTileFetcher(*url, torchwood.WithHTTPClient(
+	return torchwood.NewTileFetcher(url, torchwood.WithHTTPClient(
 		&http.Client{Transport: bearer{strings.TrimSpace(string(secret))}}))
+}
+
+// tree reads every entry of the log in a folder or at a URL by torchwood's client, which hashes
+// each and holds it against the tree.
+func tree(args []string) (any, error) {
+	flags := flag.NewFlagSet("tree", flag.ExitOnError)
+	directory := flags.String("directory", "", "the log's folder in an exported bundle")
+	url := flags.String("url", "", "or the prefix of a log that is served")
+	vkey := flags.String("vkey", "", "the log's verifier key")
+	token := flags.String("token", "", "with -url: file with the token for entries")
+	flags.Parse(args)
+	fetcher, err := source(*directory, *url, *token)
 	if err != nil {
 		return nil, err
 	}

@@ -26,8 +26,10 @@ from authz.ledger import (
 )
 from authz.proof import check_proof, make_proof
 from authz.store.client import connect
+from authz.store.logs import StoredLogs
 from authz.store.tiles import Tiles, best_checkpoint
 from authz.trust import TrustedLog
+from authz.verify.folder import write_log
 
 SIZES = (1, 2, 254, 300, 65_200)  # beyond 65,536: there are tiles of a third level
 VKEY = str(SIGNER.verifier)
@@ -125,6 +127,20 @@ def test_torchwood_reads_our_entries(program, site):
     told = ask(program, "tree", "-url", url, "-vkey", VKEY, "-token", path)
     assert told["size"] == len(leaves)
     assert [base64.b64decode(entry) for entry in told["entries"]] == leaves
+
+
+def test_torchwood_reads_an_exported_folder(program, site, tmp_path):
+    """The log's folder of an export is one that torchwood reads: every entry is found in the tree,
+    and one that was changed in the folder is not."""
+    _, leaves, _, _, store = site
+    with connect(store) as client:
+        write_log(StoredLogs(client), SIGNER.name, tmp_path, lambda _done, _all: None)
+    [directory] = (tmp_path / "logs").iterdir()
+    told = ask(program, "tree", "-directory", directory, "-vkey", VKEY)
+    assert [base64.b64decode(entry) for entry in told["entries"]] == leaves
+    bundle = directory / "tile" / "entries" / "001"
+    bundle.write_bytes(bundle.read_bytes().replace(b'"index":300', b'"index":301', 1))
+    assert "hash" in ask(program, "tree", "-directory", directory, "-vkey", VKEY, code=1)
 
 
 def test_torchwood_accepts_our_proofs(program, site, tmp_path):

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ REQUEST = Request(
     reason="care team", break_glass=False, action="R", resource_type="Patient",
     path="/fhir/Patient/{id}", method="GET", source_ip="192.0.2.7", outcome="allowed",
     answered=True, status=200, known=("request",), patients=(1,), decision_id="d",
+    policy_revision="8bfec9aca36de12d3c",
     records=("a/b/3", "a/b/14", "c/d/1"),
 )  # fmt: skip
 FOUND = Lookup(
@@ -63,10 +65,28 @@ def test_nothing_is_left_out_silently():
     assert "2 people, 5 requests, 0 denied" in told
     assert "3 answers in this time could not be resolved" in told
     assert "abcd0123" in told
+    assert "could not be resolved" not in text_of(FOUND)
+    assert "of every answer in this time it is known" in text_of(FOUND)
     assert "no answer was looked into" in text_of(replace(FOUND, disclosures=0))
     assert "nobody" in text_of(replace(FOUND, requests=(), total=0, people=0))
     assert "a/b/3, 14" in told
     assert "patient 1" in text_of(FOUND, several=True)
+
+
+def test_what_was_done_and_by_which_rules():
+    """What was done is told in a word, and how to print the rules that decided; of several
+    policies, each request names its own."""
+    told = text_of(FOUND)
+    assert "read Patient" in told
+    assert "the rules behind it: authz policy show 8bfec9aca36d" in told
+    assert not re.search(r"policy 8bfec9aca36d +│", told)
+    search = replace(REQUEST, action="E", resource_type="Observation", path="/fhir/Observation")
+    operation = replace(search, path="/fhir/Patient/{id}/$everything", policy_revision="0123456789")
+    told = text_of(replace(FOUND, requests=(search, operation)))
+    assert "search Observation" in told
+    assert "execute Observation" in told
+    assert re.search(r"policy 0123456789 +│", told)
+    assert "authz policy show 8bfec9aca36d, authz policy show 0123456789" in told
 
 
 @given(st.integers(86_400_000_000, 7_000_000_000_000_000))
