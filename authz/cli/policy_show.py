@@ -3,7 +3,7 @@
 import datetime as dt
 import json
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,10 +15,7 @@ from authz.cli.prove import place_of
 from authz.errors import AuthzError, UsageError
 from authz.policy.archive import parse_archive, revision
 from authz.store import migrations, policies
-from authz.store.client import QUERY_ERRORS, connect, explain
-
-if TYPE_CHECKING:
-    from clickhouse_driver import Client
+from authz.store.client import QUERY_ERRORS, Client, connect, explain
 
 _SHOWN = 5  # of the revisions that a prefix fits
 _REVISION = re.compile(r"[0-9a-f]{1,64}")
@@ -81,7 +78,7 @@ def show(
         print(f"\n# {path}\n{text}", end="" if text.endswith("\n") else "\n")
 
 
-def _behind(client: "Client", name: str) -> str:
+def _behind(client: Client, name: str) -> str:
     """The revision that a record or a decision names."""
     place = place_of(name)
     found = policies.of_record(client, *place) if place else policies.of_decision(client, name)

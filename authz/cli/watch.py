@@ -76,7 +76,7 @@ def watch(
     if replay is not None:
         _replay(replay, loaded.watch, tell)
         return
-    from authz.serve.watch import serve  # noqa: PLC0415 - grpc is slow to import
+    from authz.serve.watch import serve
 
     logs.configure()
     run(serve(loaded, tell, once=once))

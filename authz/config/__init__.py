@@ -13,10 +13,11 @@ from authz.config.keys import (
     HostPort,
     Origin,
     Receiver,
+    Watch,
     Witness,
 )
 
 __all__ = [
-    "Address", "Config", "Disclosure", "ExtAuthz", "HostPort", "Origin", "Receiver", "Witness",
+    "Address", "Config", "Disclosure", "ExtAuthz", "HostPort", "Origin", "Receiver", "Watch", "Witness",
     "describe", "load",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from authz.errors import UsageError
 from authz.identity.config import IdentityConfig
 from authz.trust import witness_key
 

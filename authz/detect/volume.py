@@ -85,7 +85,8 @@ def slowly(sight: Sight) -> Iterator[Suspicion]:
         yield Suspicion(
             rule, score * 0.4343,
             f"{told(lately)} {what} a day over the last {len(newest) + 1} days there",
-            f"{told(usual.mean)} a day before that", _peers(sight, measure), tuple(day.recent[-100:]),
+            f"{told(usual.mean)} a day before that", _peers(sight, measure),
+            tuple(day.recent[-100:]),
         )  # fmt: skip
 
 

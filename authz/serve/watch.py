@@ -22,7 +22,6 @@ from authz.detect.detector import Detector, Finding
 from authz.detect.feeds import Feeds, load
 from authz.detect.lanes import Budgets
 from authz.detect.record import finding_record, key_of
-from authz.errors import UsageError
 from authz.journal.chain import split
 from authz.record import Record, details_of
 from authz.serve import grpc_server
@@ -134,9 +133,7 @@ class Watch:
 
 async def serve(config: Config, tell: Tell, *, once: bool) -> None:
     """Run until SIGTERM, or `once` through what there is. Raises `AuthzError`."""
-    if config.store is None:
-        raise UsageError("--store is missing: clickhouse://user:password@host:9000/database")
-    store, options = config.store, config.ext_authz
+    store, options = config.database, config.ext_authz
     grpc_server.serve_metrics(config.watch.metrics)
     client = connect(store)
     writer = Writer(config) if options.receiver else None

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-
 from authz.record import Record
 from authz.store import checkpoints, rows
 from authz.store.client import Client
