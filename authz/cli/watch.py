@@ -16,9 +16,7 @@ from authz import config
 from authz.cli.app import ConfigFile, DataDir, Json, Store, app, given, run
 from authz.cli.block import Receiver
 from authz.cli.lookup import printable
-from authz.detect.detector import Detector, Finding
-from authz.detect.feeds import Feeds, load
-from authz.detect.lanes import Budgets
+from authz.detect.detector import Finding, detector_of
 from authz.detect.record import to_json
 from authz.errors import UsageError
 from authz.record import FIELD, Record
@@ -44,6 +42,12 @@ def watch(
     feeds: Annotated[
         Path | None, typer.Option(help="Directory of people.csv, care_team.csv and the like.")
     ] = None,
+    geo: Annotated[
+        Path | None, typer.Option(help="File in MaxMind's format that tells where addresses are.")
+    ] = None,
+    shared: Annotated[
+        list[str] | None, typer.Option(help="A network that many share, such as a VPN's.")
+    ] = None,
     act: Annotated[
         float | None, typer.Option(help="Findings to act on now, per 1,000 user-days.")
     ] = None,
@@ -59,7 +63,8 @@ def watch(
 ) -> None:
     """Learn what people usually do, and tell what is unusual, a line for each finding."""
     options = given(
-        data_dir=data_dir, store=store, ext_authz__receiver=receiver, watch__feeds=feeds,
+        data_dir=data_dir, store=store, ext_authz__receiver=receiver, watch__feeds=feeds, watch__geo=geo,
+        watch__shared=shared or None,
         watch__act=act, watch__review=review, watch__zone=zone, watch__metrics=metrics,
     )  # fmt: skip
     loaded = config.load(file, options)
@@ -83,8 +88,7 @@ def watch(
 
 
 def _replay(path: Path, options: config.Watch, tell: Callable[[Finding], None]) -> None:
-    feeds = load(options.feeds) if options.feeds else Feeds()
-    detector = Detector(feeds, Budgets(options.act, options.review), options.zone)
+    detector = detector_of(options)
     gc.freeze()  # the feeds stay as they are
     for record in _records(path):
         for finding in detector.add(record):

@@ -194,6 +194,12 @@ class Watch(_Section):
     feeds: Path | None = Field(
         None, description="directory of people.csv, patients.csv, care_team.csv, ..."
     )
+    geo: Path | None = Field(
+        None, description="file in MaxMind's format that tells where addresses are"
+    )
+    shared: tuple[str, ...] = Field(
+        (), description="networks that many people share, such as a VPN's: 198.51.100.0/24"
+    )
     act: float = Field(1.0, gt=0, description="findings to act on now, per 1,000 user-days")
     review: float = Field(5.0, gt=0, description="findings to review, per 1,000 user-days")
     zone: str = Field("UTC", description="time zone of the people's days: Europe/Berlin")

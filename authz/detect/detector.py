@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from authz.config import Watch
 from authz.detect import accounts, relations, times, volume
 from authz.detect.event import Event, Events
-from authz.detect.feeds import Feeds
+from authz.detect.feeds import Feeds, load
 from authz.detect.lanes import Budgets, Calibration, Lane, Lanes
+from authz.detect.places import locator, shared
 from authz.detect.suspicion import Rule, Sight, Suspicion, World
 from authz.detect.usual import (
     BREAKS,
@@ -29,6 +31,7 @@ from authz.detect.usual import (
     Person,
     usual_of,
 )
+from authz.errors import UsageError
 from authz.record import Record
 
 RULES: tuple[Rule, ...] = (
@@ -106,22 +109,38 @@ class Memory:
     unexplained: int = 0
 
 
+def detector_of(options: Watch, memory: Memory | None = None) -> "Detector":
+    """As the operator wants it. Raises `UsageError`."""
+    world = World(shared=shared(options.shared))
+    if options.geo:
+        world.place = locator(options.geo)
+    try:
+        zone = ZoneInfo(options.zone)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise UsageError(
+            f"watch.zone: {options.zone!r}: no time zone; want one such as Europe/Berlin or UTC"
+        ) from None
+    feeds = load(options.feeds) if options.feeds else Feeds()
+    budgets = Budgets(options.act, options.review)
+    return Detector(feeds, budgets, zone, memory=memory, world=world)
+
+
 class Detector:
     """`add` records; `memory` is what was learnt from those before."""
 
     def __init__(
-        self, feeds: Feeds, budgets: Budgets | None = None, zone: str = "UTC", *,
+        self, feeds: Feeds, budgets: Budgets, zone: ZoneInfo, *,
         memory: Memory | None = None, world: World | None = None,
     ) -> None:  # fmt: skip
         """`zone` is that of the people's days and hours."""
         self.feeds = feeds
         self.memory = memory or Memory()
-        self.lanes = Lanes(budgets or Budgets(), self.memory.calibration)
+        self.lanes = Lanes(budgets, self.memory.calibration)
         self._world = world or World()
         self._world.networks = self.memory.networks
         self._world.countries = self.memory.countries
         self._events = Events()
-        self._zone = ZoneInfo(zone)
+        self._zone = zone
         self._offset, self._offset_until = 0, 0
         people = self.memory.people.values()
         self._active = [person for person in people if person.day is not None]
@@ -135,12 +154,15 @@ class Detector:
         self._roll(event.time)
         if event.failed:
             return list(self._failed(event))
+        place = self._world.place(event.address) if event.first else None
+        if place and not event.country:
+            event.country = place.country
         sight = self._look(event)
         found: list[Finding] = []
         for rule in RULES:
             for suspicion in rule(sight):
                 found += self._suspect(suspicion, sight)
-        if event.first and (place := self._world.place(event.address)):
+        if place:
             sight.person.place = event.time, place, event.address, event.id
         return found
 

@@ -18,9 +18,7 @@ from prometheus_client import Counter, Gauge
 from authz.blocks import Blocks
 from authz.config import Config
 from authz.detect import kept
-from authz.detect.detector import Detector, Finding
-from authz.detect.feeds import Feeds, load
-from authz.detect.lanes import Budgets
+from authz.detect.detector import Finding, detector_of
 from authz.detect.record import finding_record, key_of
 from authz.journal.chain import split
 from authz.record import Record, details_of
@@ -63,10 +61,7 @@ class Watch:
         self._silent_until = 0 if self._kept.next else now_us() - _HOUR_US
         self._kept_at = time.monotonic()
         self._moved = False
-        self._detector = Detector(
-            load(options.feeds) if options.feeds else Feeds(),
-            Budgets(options.act, options.review), options.zone, memory=self._kept.memory,
-        )  # fmt: skip
+        self._detector = detector_of(options, self._kept.memory)
         self._known = self._on_record()
 
     def look(self) -> int:
