@@ -82,7 +82,7 @@ def test_truth_names_records_that_are_there(hospital, records):
     """Every kind is there; each misuse's records are its subject's or address's, within its time,
     once training is over."""
     by_id = {_id(record): record for record in records}
-    begin = _OPTIONS.begin(_OPTIONS.history - 1) * 1_000_000
+    begin = _OPTIONS.begin(_OPTIONS.calm - 1) * 1_000_000
     assert {misuse.kind for misuse in hospital.truth} == set(KINDS)
     for misuse in hospital.truth:
         mine = [by_id[each] for each in misuse.records]
@@ -215,4 +215,4 @@ def test_it_writes_what_a_replay_reads(hospital, records, tmp_path):
 def test_a_hospital_too_small_for_its_misuse_says_so():
     """It fails, and does not leave some out."""
     with pytest.raises(ValueError, match="so much misuse"):
-        generate(Options(1, 200, 4_000, 30, misuses=60, history=12))
+        generate(Options(1, 200, 4_000, 30, misuses=60))
