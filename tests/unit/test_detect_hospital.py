@@ -5,7 +5,7 @@ import json
 from collections import defaultdict
 from datetime import datetime
 from ipaddress import ip_address, ip_network
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 
 import maxminddb
 import pytest
@@ -56,9 +56,10 @@ def test_a_seed_makes_the_same_hospital(hospital, records):
     """Same options, same records and truth, whether read once or twice; another seed, others."""
     again = generate(_OPTIONS)
     assert again.truth == hospital.truth
-    assert list(again.records()) == records == list(again.records())
+    assert list(again.records()) == records
+    assert list(islice(again.records(), 2_000)) == records[:2_000]
     other = generate(Options.small(seed=2))
-    assert {_id(record) for record in other.records()}.isdisjoint(map(_id, records))
+    assert {_id(record) for record in islice(other.records(), 2_000)}.isdisjoint(map(_id, records))
 
 
 def test_records_are_canonical_and_in_time_order(records):
@@ -81,7 +82,7 @@ def test_truth_names_records_that_are_there(hospital, records):
     """Every kind is there; each misuse's records are its subject's or address's, within its time,
     once training is over."""
     by_id = {_id(record): record for record in records}
-    begin = _OPTIONS.begin(_OPTIONS.history - 1) * 1_000_000
+    begin = _OPTIONS.begin(_OPTIONS.calm - 1) * 1_000_000
     assert {misuse.kind for misuse in hospital.truth} == set(KINDS)
     for misuse in hospital.truth:
         mine = [by_id[each] for each in misuse.records]
@@ -106,7 +107,7 @@ def _reasons(feeds):
 @pytest.mark.parametrize("unexplained", [0.02, 0.10])
 def test_feeds_explain_all_innocent_looks_at_charts_but_a_given_share(tmp_path, unexplained):
     """The share that nothing explains is at most the one asked for, and not far below."""
-    hospital = generate(Options(3, 400, 8_000, 30, unexplained=unexplained, misuses=0))
+    hospital = generate(Options(3, 300, 6_000, 24, unexplained=unexplained, misuses=0))
     reasons = _reasons(_feeds(hospital, tmp_path))
     charts = odd = 0
     for record in hospital.records():
@@ -184,7 +185,7 @@ def test_countries_are_those_of_the_networks(records, tmp_path):
 def test_rates_are_a_hospitals():
     """About 15 requests a person and working day, most days of most people far below the busiest;
     billing has its month's end."""
-    hospital = generate(Options(5, 400, 8_000, 36, misuses=0))
+    hospital = generate(Options(5, 300, 6_000, 32, misuses=0))
     daily = defaultdict(int)
     for record in hospital.records():
         if record["kind"] == "access" and not record.get("subject", "svc.").startswith("svc."):
@@ -205,7 +206,7 @@ def test_it_writes_what_a_replay_reads(hospital, records, tmp_path):
     """The files are the records, the truth, the networks and the five feeds."""
     assert write(hospital, tmp_path) == len(records)
     with (tmp_path / "records.ndjson").open() as file:
-        assert [json.loads(line) for line in file] == records
+        assert [json.loads(line) for line in islice(file, 2_000)] == records[:2_000]
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"records.ndjson", "truth.json", "networks.csv", "networks.mmdb", "feeds"}
     assert len(list((tmp_path / "feeds").iterdir())) == 5
@@ -214,4 +215,4 @@ def test_it_writes_what_a_replay_reads(hospital, records, tmp_path):
 def test_a_hospital_too_small_for_its_misuse_says_so():
     """It fails, and does not leave some out."""
     with pytest.raises(ValueError, match="so much misuse"):
-        generate(Options(1, 200, 4_000, 30, misuses=60, history=12))
+        generate(Options(1, 200, 4_000, 30, misuses=60))

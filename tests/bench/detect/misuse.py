@@ -78,9 +78,9 @@ class Misuses:
         """A day from which `needs` days are left."""
         options = self._hall.options
         last = options.days - needs - 1
-        if last <= options.history:
+        if last <= options.calm:
             raise ValueError(f"{options.days} days are too few: {needs} are needed after history")
-        return int(self._random.integers(options.history, last))
+        return int(self._random.integers(options.calm, last))
 
     def _employed(self, day: int) -> Bools:
         """Those who have worked for some weeks, and will for some."""
@@ -89,7 +89,7 @@ class Misuses:
         free[list(self._used)] = False
         return (
             free
-            & (people.hired < day - min(20, self._hall.options.history))
+            & (people.hired < day - min(20, self._hall.options.calm))
             & (people.left > self._hall.options.days)
         )
 
@@ -244,13 +244,13 @@ class Misuses:
 
     def _terminated(self) -> Iterable[Events]:
         people, options = self._hall.people, self._hall.options
-        gone = (people.until > options.history // 2) & (people.until < options.days - 2)
+        gone = (people.until > options.calm // 2) & (people.until < options.days - 2)
         gone[list(self._used)] = False
         if not gone.any():
             raise ValueError("too few people leave for so much misuse")
         who = int(self._random.choice(np.flatnonzero(gone)))
         self._used.add(who)
-        first = max(int(people.until[who]) + 1, options.history)
+        first = max(int(people.until[who]) + 1, options.calm)
         for day in range(first, min(first + int(self._random.integers(1, 4)), options.days)):
             count = int(self._random.integers(1, 9))
             begin = options.begin(day) + self._random.uniform(7, 20) * HOUR

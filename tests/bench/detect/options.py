@@ -19,7 +19,8 @@ class Options:
     `unexplained`: at most this share of innocent accesses to charts has no reason in any feed.
     `vpn`: the share of working days with a part through the VPN. `floats`: the share of nurses'
     days on which a turn on another ward begins. `travel`: trips abroad, by person and month.
-    `misuses`: how many of each kind. `history`: no misuse begins before this day.
+    `misuses`: how many of each kind. `history`: no misuse begins before this
+    day, or before two fifths of all if they are few.
     """
 
     seed: int = 1
@@ -37,7 +38,12 @@ class Options:
     @classmethod
     def small(cls, seed: int = 1) -> "Options":
         """One for tests: some tens of thousands of records."""
-        return cls(seed, people=200, patients=4_000, days=30, misuses=1, history=12)
+        return cls(seed, people=200, patients=4_000, days=30, misuses=1)
+
+    @property
+    def calm(self) -> int:
+        """How many days are without misuse."""
+        return min(self.history, self.days * 2 // 5)
 
     @property
     def midnight(self) -> int:
