@@ -63,9 +63,9 @@ def watch(
 ) -> None:
     """Learn what people usually do, and tell what is unusual, a line for each finding."""
     options = given(
-        data_dir=data_dir, store=store, ext_authz__receiver=receiver, watch__feeds=feeds, watch__geo=geo,
-        watch__shared=shared or None,
-        watch__act=act, watch__review=review, watch__zone=zone, watch__metrics=metrics,
+        data_dir=data_dir, store=store, ext_authz__receiver=receiver, watch__feeds=feeds,
+        watch__geo=geo, watch__shared=shared or None, watch__act=act,
+        watch__review=review, watch__zone=zone, watch__metrics=metrics,
     )  # fmt: skip
     loaded = config.load(file, options)
     loaded = loaded.model_copy(update={"data_dir": loaded.data_dir / "watch"})

@@ -50,7 +50,7 @@ _HOUR_US = 3_600_000_000
 _FAMILY = {
     "unexplained": "volume", "bulk_read": "volume", "fast_read": "volume",
     "bulk_requests": "volume", "slow_read": "slow", "slow_unexplained": "slow",
-    "shared_credential": "place", "new_place": "place", "impossible_travel": "place",
+    "shared_credential": "place", "new_place": "place",
     "service_drift": "account", "terminated": "account",
 }  # fmt: skip
 
@@ -96,6 +96,8 @@ class Memory:
     they do in a day, not history."""
 
     date: int = 0
+    since: int = 0
+    """The date of the first record."""
     people: dict[str, Person] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
     networks: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -139,6 +141,8 @@ class Detector:
         self._world = world or World()
         self._world.networks = self.memory.networks
         self._world.countries = self.memory.countries
+        self._world.since = self.memory.since
+        self._world.people = len(self.memory.people)
         self._events = Events()
         self._zone = zone
         self._offset, self._offset_until = 0, 0
@@ -186,6 +190,7 @@ class Detector:
             if memory.date:
                 self._close()
             memory.date = date
+            self._world.since = memory.since = memory.since or date
 
     def _look(self, event: Event) -> Sight:
         """Count an event, and say what is known about it."""

@@ -72,6 +72,8 @@ class Feeds:
     staff: dict[str, str] = field(default_factory=dict)
     """By own chart, whose it is."""
     vips: int = 0
+    as_of: int = 0
+    """Since when people's status is as told here, in microseconds; 0 if that is not known."""
 
     @property
     def explains(self) -> bool:

@@ -165,8 +165,11 @@ class Lanes:
         if learnt.learnt < _UNTAUGHT_DAYS or not users:
             return
         for lane in LANES:
-            told = 1000 * (sum(getattr(day, lane) for day in lately) + 0.5) / users
-            change = (self.budgets.of(lane) * 0.9 / told) ** 0.2
+            # What would be right is believed like one alert: a small house has few user-days.
+            budget = self.budgets.of(lane) * 0.9
+            alerts = sum(getattr(day, lane) for day in lately)
+            told = 1000 * (alerts + 1) / (users + 1000 / budget)
+            change = (budget / told) ** 0.2
             wide = learnt.wide[lane] * min(max(change, 0.8), 1.15)
             learnt.wide[lane] = min(max(wide, 0.1), 6.0)
 

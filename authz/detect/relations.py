@@ -9,7 +9,9 @@ import math
 from collections.abc import Iterator
 
 from authz.detect.suspicion import Sight, Suspicion
-from authz.detect.usual import UNEXPLAINED
+from authz.detect.usual import DAY_US, UNEXPLAINED
+
+_AWAY_DAYS = 5
 
 
 def related(sight: Sight) -> Iterator[Suspicion]:
@@ -66,11 +68,13 @@ def gone(sight: Sight) -> Iterator[Suspicion]:
         if event.time < known.until:
             return
         usual = "none: they had left"
+    elif sight.feeds.as_of and event.time >= sight.feeds.as_of:
+        usual = "none: they have left"
     else:
         # When they left is not told: what comes after a silence longer than any before, or from
         # someone who was never there.
-        away = person.gap_us / 86_400_000_000
-        if person.seen_days and away < 5:
+        away = person.gap_us / DAY_US
+        if away < _AWAY_DAYS if person.seen_days else sight.day.date - sight.world.since < 14:
             return
         usual = f"none: there was nothing for {away:.0f} days" if person.seen_days else "none"
     yield Suspicion(

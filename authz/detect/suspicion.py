@@ -25,6 +25,8 @@ class World:
     """By network, who was seen there, and on which date last."""
     countries: dict[str, set[str]] = field(default_factory=dict)
     people: int = 0
+    since: int = 0
+    """The date of the first record."""
     shared: Callable[[str], bool] = _alone
     """Whether an address is a VPN's or another that many share, as the operator says."""
     place: Callable[[str], Place | None] = _nowhere

@@ -62,6 +62,7 @@ class Watch:
         self._kept_at = time.monotonic()
         self._moved = False
         self._detector = detector_of(options, self._kept.memory)
+        self._detector.feeds.as_of = now_us()
         self._known = self._on_record()
 
     def look(self) -> int:
