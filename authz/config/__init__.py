@@ -18,6 +18,6 @@ from authz.config.keys import (
 )
 
 __all__ = [
-    "Address", "Config", "Disclosure", "ExtAuthz", "HostPort", "Origin", "Receiver", "Watch", "Witness",
-    "describe", "load",
+    "Address", "Config", "Disclosure", "ExtAuthz", "HostPort", "Origin", "Receiver", "Watch",
+    "Witness", "describe", "load",
 ]  # fmt: skip
