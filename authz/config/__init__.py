@@ -13,11 +13,12 @@ from authz.config.keys import (
     HostPort,
     Origin,
     Receiver,
+    Served,
     Watch,
     Witness,
 )
 
 __all__ = [
-    "Address", "Config", "Disclosure", "ExtAuthz", "HostPort", "Origin", "Receiver", "Watch",
-    "Witness", "describe", "load",
+    "Address", "Config", "Disclosure", "ExtAuthz", "HostPort", "Origin", "Receiver", "Served",
+    "Watch", "Witness", "describe", "load",
 ]  # fmt: skip
