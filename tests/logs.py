@@ -52,6 +52,11 @@ class TestLog:
         if self.store:
             self.client.disconnect()
 
+    def end(self) -> None:
+        """Its writer closes its journal too."""
+        self.close()
+        self.writer_journal.close()
+
     def restart(self) -> None:
         self.close()
         self.open()

@@ -32,8 +32,7 @@ def fill(
     for batch in batches:
         log.append(list(batch))
         leaves += log.seal().leaves
-    log.writer_journal.close()
-    log.close()
+    log.end()
     return leaves
 
 

@@ -13,12 +13,22 @@ from authz.config.keys import (
     HostPort,
     Origin,
     Receiver,
+    Served,
     Watch,
     Witness,
 )
 
 __all__ = [
-    "Address", "Config", "Disclosure", "ExtAuthz", "HostPort", "Origin", "Receiver", "Watch",
+    "Address",
+    "Config",
+    "Disclosure",
+    "ExtAuthz",
+    "HostPort",
+    "Origin",
+    "Receiver",
+    "Served",
+    "Watch",
     "Witness",
-    "describe", "load",
-]  # fmt: skip
+    "describe",
+    "load",
+]

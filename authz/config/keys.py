@@ -55,7 +55,22 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ExtAuthz(_Section):
+class Served(_Section):
+    """What every server has."""
+
+    listen: Address
+    metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
+    tls_cert: Path | None = Field(None, description="our certificate chain, PEM")
+    tls_key: Path | None = Field(None, description="its key, PEM")
+    tls_client_ca: Path | None = Field(
+        None, description="authority whose certificate each client must show, PEM"
+    )
+    plaintext: bool = Field(
+        False, description="listen without TLS even where other hosts can reach it"
+    )
+
+
+class ExtAuthz(Served):
     """The Check server."""
 
     listen: Address = Field("127.0.0.1:9191", description="host:port or unix:///path to listen on")
@@ -73,15 +88,6 @@ class ExtAuthz(_Section):
     )
     receiver_cert: Path | None = Field(None, description="our certificate for the receiver, PEM")
     receiver_key: Path | None = Field(None, description="its key, PEM")
-    metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
-    tls_cert: Path | None = Field(None, description="our certificate chain for Envoy, PEM")
-    tls_key: Path | None = Field(None, description="its key, PEM")
-    tls_client_ca: Path | None = Field(
-        None, description="authority whose certificate each client must show, PEM"
-    )
-    plaintext: bool = Field(
-        False, description="listen without TLS even where other hosts can reach it"
-    )
     reflection: bool = Field(False, description="let gRPC tools list the services")
     workers: int = Field(1, ge=1, le=64, description="processes, each on a port of its own")
     worker: int = Field(0, ge=0, description="which of them this is; set by authz itself")
@@ -128,22 +134,13 @@ class Witness(_Section):
     )
 
 
-class Receiver(_Section):
+class Receiver(Served):
     """The access log and writers' streams in, ClickHouse out."""
 
     listen: Address = Field("127.0.0.1:9292", description="host:port or unix:///path to listen on")
     origin: Origin | None = Field(None, description="the log's name, <cluster>/<receiver>")
     follows: Origin | None = Field(
         None, description="a log whose key or disk is lost, from which a new one goes on"
-    )
-    metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
-    tls_cert: Path | None = Field(None, description="our certificate chain, PEM")
-    tls_key: Path | None = Field(None, description="its key, PEM")
-    tls_client_ca: Path | None = Field(
-        None, description="authority whose certificate each client must show, PEM"
-    )
-    plaintext: bool = Field(
-        False, description="listen without TLS even where other hosts can reach it"
     )
     batch_rows: int = Field(10_000, ge=1, le=1_000_000, description="rows of one insert, at most")
     batch_seconds: float = Field(1.0, gt=0, le=60, description="age at which a batch is sealed")
@@ -170,19 +167,10 @@ class Receiver(_Section):
     )
 
 
-class Console(_Section):
+class Console(Served):
     """The web console, and the logs' own read API."""
 
     listen: Address = Field("127.0.0.1:9393", description="host:port or unix:///path to listen on")
-    metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
-    tls_cert: Path | None = Field(None, description="our certificate chain, PEM")
-    tls_key: Path | None = Field(None, description="its key, PEM")
-    tls_client_ca: Path | None = Field(
-        None, description="authority whose certificate each client must show, PEM"
-    )
-    plaintext: bool = Field(
-        False, description="listen without TLS even where other hosts can reach it"
-    )
     entries_token_file: Path | None = Field(
         None, description="file with the token for log entries (records); without it, nobody's"
     )

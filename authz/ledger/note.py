@@ -20,6 +20,10 @@ class NoteError(Exception):
     """A note, key or checkpoint is malformed, or its signature is missing or wrong."""
 
 
+class UnsignedError(NoteError):
+    """It bears no signature by a trusted key."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verifier:
     """A verifier key: the name and the Ed25519 public key (32 bytes) behind a signature. With
@@ -137,7 +141,7 @@ def open_note(note: str, verifiers: Iterable[Verifier]) -> tuple[str, list[Verif
             verifier.verify(signed_text, line.signature[4:])
             signed.append(verifier)
     if not signed:
-        raise NoteError("no signature by a trusted key")
+        raise UnsignedError("no signature by a trusted key")
     return text, signed
 
 

@@ -11,7 +11,6 @@ MAX_ENTRY = 0xFFFF
 """Of an entry in a bundle, in bytes: its length is told in 16 bits."""
 ENTRIES = -1
 """Stands for a level where entry bundles are meant."""
-MAX_LEVEL = 63
 _LENGTH = struct.Struct(">H")
 _PATH = re.compile(
     r"tile/(?P<level>entries|0|[1-5]?[0-9]|6[0-3])/(?P<index>(?:x[0-9]{3}/)*[0-9]{3})"

@@ -4,26 +4,25 @@ import ipaddress
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import grpc
 import structlog
 
-from authz.config import ExtAuthz
+from authz.config import ExtAuthz, Served
 from authz.errors import UsageError
 from authz.serve.forward import CHANNEL_OPTIONS
 
 logger = structlog.get_logger()
 
 
-def of_server(section: str, options: "Listening") -> grpc.ServerCredentials | None:
+def of_server(section: str, options: Served) -> grpc.ServerCredentials | None:
     """The credentials that `options` ask for; None for plain text. Raises `UsageError`, also for
     plain text that other hosts can reach."""
     files = _files(section, options)
     return ServerTls(section, *files).credentials() if files else None
 
 
-def of_http_server(section: str, options: "Listening") -> ssl.SSLContext | None:
+def of_http_server(section: str, options: Served) -> ssl.SSLContext | None:
     """The same for a server that speaks HTTP; its files are read now, and not again."""
     files = _files(section, options)
     if files is None:
@@ -39,7 +38,7 @@ def of_http_server(section: str, options: "Listening") -> ssl.SSLContext | None:
     return context
 
 
-def _files(section: str, options: "Listening") -> tuple[Path, Path, Path | None] | None:
+def _files(section: str, options: Served) -> tuple[Path, Path, Path | None] | None:
     """Certificate, key and the clients' authority; None for plain text, where that may be."""
     files = (options.tls_cert, options.tls_key, options.tls_client_ca)
     if options.tls_cert and options.tls_key:
@@ -53,21 +52,6 @@ def _files(section: str, options: "Listening") -> tuple[Path, Path, Path | None]
             f" {section}.plaintext: true where the network is private"
         )
     return None
-
-
-class Listening(Protocol):
-    """A server's part of the configuration."""
-
-    @property
-    def listen(self) -> str: ...
-    @property
-    def tls_cert(self) -> Path | None: ...
-    @property
-    def tls_key(self) -> Path | None: ...
-    @property
-    def tls_client_ca(self) -> Path | None: ...
-    @property
-    def plaintext(self) -> bool: ...
 
 
 def _is_local(listen: str) -> bool:

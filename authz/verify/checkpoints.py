@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from authz.ledger import Checkpoint, NoteError, Verifier, open_note, signers
+from authz.ledger import Checkpoint, NoteError, UnsignedError, Verifier, open_note, signers
 from authz.trust import TrustedLog
 from authz.verify.report import Finding, LogReport
 from authz.verify.source import Logs
@@ -69,8 +69,9 @@ class Checkpoints:
         try:
             return self._opened(size, note)
         except NoteError as error:
-            others = [name for name, _ in signers(note) if name == self._log.origin]
-            kind = "other_key" if others and "no signature by" in str(error) else "signature"
+            names = [name for name, _ in signers(note)]
+            other = isinstance(error, UnsignedError) and self._log.origin in names
+            kind = "other_key" if other else "signature"
             text = f"the checkpoint of size {size}{error}"
             finding = Finding(kind, self._log.origin, -1, -1, text)
             if finding not in self._report.findings:
@@ -127,7 +128,7 @@ class Checkpoints:
             text, signed = open_note(note, self._log.keys)
             checkpoint = Checkpoint.parse(text)
         except NoteError as error:
-            raise NoteError(f": {error}") from None
+            raise type(error)(f": {error}") from None
         if (checkpoint.origin, checkpoint.size) != (self._log.origin, size):
             raise NoteError(" is another's")
         return checkpoint, signed

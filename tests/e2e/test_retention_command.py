@@ -68,8 +68,7 @@ def setting(tmp_path, database, monkeypatch):
             patch.setattr("old_logs.PATIENTS", [token, "other"])
             log = OldLog(tmp_path / "log", database, Clock(patch))
             log.fill(times=[us(2019, 3, 10), us(2019, 4, 1), us(2026, 11, 1)])
-            log.close()
-            log.writer_journal.close()
+            log.end()
         path = tmp_path / "log" / "log.key"
         path.write_text(SIGNER.private_text())
         path.chmod(0o600)

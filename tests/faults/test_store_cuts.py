@@ -85,8 +85,7 @@ class Batches:
         assert report.logs[0].size == count * ROWS
 
     def close(self):
-        self.log.close()
-        self.log.writer_journal.close()
+        self.log.end()
 
 
 @pytest.fixture

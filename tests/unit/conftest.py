@@ -1,4 +1,4 @@
-"""What tests of verification share: a log to tamper with."""
+"""What tests share: a log, and one to tamper with."""
 
 import pytest
 from logs import TestLog
@@ -16,11 +16,9 @@ def untouched_log(clickhouse, tmp_path_factory):
             admin.execute(f"CREATE DATABASE {name}")
         log = TestLog(tmp_path_factory.mktemp("log"), f"{url}/verify_base")
         fill(log)
-        log.writer_journal.close()
-        log.close()
+        log.end()
         other = TestLog(tmp_path_factory.mktemp("log"), f"{url}/verify_copy")
-        other.writer_journal.close()
-        other.close()
+        other.end()
         yield f"{url}/verify_copy"
         for name in ("verify_base", "verify_copy"):
             admin.execute(f"DROP DATABASE {name}")
@@ -36,13 +34,18 @@ def copied(untouched_log, monkeypatch):
 
 
 @pytest.fixture
-def new_log(database, tmp_path, monkeypatch):
+def log(database, tmp_path):
     """An empty log in a database of its own."""
-    monkeypatch.setattr("authz.verify.checkpoints.UNSEALED_SECONDS", 0.1)
     log = TestLog(tmp_path, database)
     yield log
-    log.writer_journal.close()
-    log.close()
+    log.end()
+
+
+@pytest.fixture
+def new_log(log, monkeypatch):
+    """The same, to be verified at once."""
+    monkeypatch.setattr("authz.verify.checkpoints.UNSEALED_SECONDS", 0.1)
+    return log
 
 
 @pytest.fixture

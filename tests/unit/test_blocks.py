@@ -125,8 +125,7 @@ def test_malformed(change):
 def log(tmp_path):
     log = TestLog(tmp_path)
     yield log
-    log.close()
-    log.writer_journal.close()
+    log.end()
 
 
 STEPS = st.lists(
@@ -166,8 +165,7 @@ def test_a_fold_over_the_log(tmp_path_factory, steps):
             batch = None
         standing = {name: block.until_us for name, block in log.log.blocks.blocks.items()}
         assert standing == expected
-    log.close()
-    log.writer_journal.close()
+    log.end()
 
 
 def test_a_write_that_failed_blocks_nobody(log):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import orjson
 import pytest
-from logs import SIGNER, TRUST, TestLog
+from logs import SIGNER, TRUST
 
 from authz.journal.commit import Committer
 from authz.receiver.accounts import Accounts
@@ -16,14 +16,6 @@ from authz.store.accounts import Accounted
 from authz.verify import verify_store
 
 SECONDS = {"interval_seconds": 10, "grace_seconds": 5, "patience_seconds": 60}
-
-
-@pytest.fixture
-def log(tmp_path, database):
-    log = TestLog(tmp_path, database)
-    yield log
-    log.close()
-    log.writer_journal.close()
 
 
 @contextlib.contextmanager

@@ -77,8 +77,7 @@ class Rotating(TestLog):
 def log(tmp_path):
     log = Rotating(tmp_path)
     yield log
-    log.close()
-    log.writer_journal.close()
+    log.end()
 
 
 @pytest.mark.parametrize("stopped", range(7))
@@ -129,8 +128,7 @@ def test_stopped_between_any_two_steps(tmp_path, database, stopped):
     assert signers(note) == [NEXT]
     with pytest.raises(NoteError):  # for who does not accept the new key
         open_note(note, [SIGNER.verifier])
-    log.close()
-    log.writer_journal.close()
+    log.end()
 
 
 def test_sealed_before_and_stored_after(log):

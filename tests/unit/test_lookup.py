@@ -2,10 +2,8 @@
 
 import random
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from logs import TestLog
 
 from authz.record import notice
 from authz.record.privacy import PrivacyKey
@@ -51,14 +49,6 @@ def disclosure(number, held, at=NOON, key=KEY, **more):
     own = {"kind": "disclosure", "decision_id": f"d{number:09}", "time": at + 900, "status": 200}
     own |= {"complete": not more.get("reason_code")}
     return repeated | own | {"patients": [key.token(one) for one in held]} | more
-
-
-@pytest.fixture
-def log(tmp_path, database):
-    log = TestLog(tmp_path, database)
-    yield log
-    log.close()
-    log.writer_journal.close()
 
 
 def stored(log, records):

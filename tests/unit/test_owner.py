@@ -21,8 +21,7 @@ def log(tmp_path, database):
     log = TestLog(tmp_path / "log", database)
     fill(log, 3)
     yield log
-    log.close()
-    log.writer_journal.close()
+    log.end()
 
 
 def fill(log, count):
@@ -70,8 +69,7 @@ def test_older_copy(log, tmp_path, database):
     mine.check()
     for one in (mine, other):
         one.release()
-    copy.close()
-    copy.writer_journal.close()
+    copy.end()
 
 
 def test_signed_and_not_stored(log):

@@ -70,8 +70,7 @@ def stored(database, tmp_path):
     entries.append(({"kind": "notice", "time": 1, "event": "block"}, b""))
     log.append_entries(log.written_entries(entries))
     log.seal()
-    log.close()
-    log.writer_journal.close()
+    log.end()
     return database
 
 

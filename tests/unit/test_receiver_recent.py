@@ -48,5 +48,4 @@ def test_from_memory_or_from_the_journal(tmp_path_factory, monkeypatch, seed):
                 log.log.finish(batch)
             case _:
                 log.restart()
-    log.close()
-    log.writer_journal.close()
+    log.end()

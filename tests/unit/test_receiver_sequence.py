@@ -15,8 +15,7 @@ from authz.record import canonical
 def log(tmp_path):
     log = TestLog(tmp_path)
     yield log
-    log.close()
-    log.writer_journal.close()
+    log.end()
 
 
 def records(count, start=0):

@@ -65,8 +65,7 @@ def test_a_record_that_is_full(tmp_path, character):
     for told in (written, foreign):
         assert kept.items() <= told.items()
         assert canonical(told) == form(told)
-    log.writer_journal.close()
-    log.close()
+    log.end()
 
 
 @settings(max_examples=100, deadline=None)
@@ -122,8 +121,7 @@ def test_a_chain_goes_on_behind_a_record_that_was_cut(tmp_path):
     large = {"kind": "decision", "evidence": "\x00" * 4096, "details": "x" * 60_000}
     first, second = log.written([large, {"kind": "decision"}])
     assert second["prev"] == chain_hash(form(first))
-    log.writer_journal.close()
-    log.close()
+    log.end()
 
 
 def test_rosters_are_not_cut():

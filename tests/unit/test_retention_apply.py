@@ -60,8 +60,7 @@ def log_of(tmp_path, database, clock):
 
     yield make
     for log in made:
-        log.close()
-        log.writer_journal.close()
+        log.end()
 
 
 @pytest.fixture
@@ -355,8 +354,7 @@ def long_log(clickhouse, tmp_path_factory):
             log.client.execute(f"CREATE TABLE was_{table} AS {table}")
             log.client.execute(f"INSERT INTO was_{table} SELECT * FROM {table}")
         yield log
-        log.close()
-        log.writer_journal.close()
+        log.end()
         admin.execute("DROP DATABASE spoiled")
 
 

@@ -94,5 +94,4 @@ def test_the_documented_user(urls, tmp_path, monkeypatch, cluster):
             with pytest.raises(QUERY_ERRORS, match="Not enough privileges"):
                 mine.clients[0].execute(statement)
     for log in made:
-        log.close()
-        log.writer_journal.close()
+        log.end()

@@ -119,8 +119,7 @@ def two(database, tmp_path, monkeypatch):
         assert two.found() == []
         yield two
     for log in (a, b):
-        log.close()
-        log.writer_journal.close()
+        log.end()
 
 
 def test_missing(two):
@@ -156,8 +155,7 @@ def test_fork(two):
     two.fill(new, 1, 2, 9)
     two.fill(new, 8)
     assert two.found() == [("fork", A, -1, -1)]
-    new.close()
-    new.writer_journal.close()
+    new.end()
 
 
 def test_checkpoint_gone(two):

@@ -110,8 +110,7 @@ def log_in(tmp_path):
 
     yield make
     for log in made:
-        log.close()
-        log.writer_journal.close()
+        log.end()
 
 
 def test_statements_are_clickhouse(admin):

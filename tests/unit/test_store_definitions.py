@@ -14,8 +14,7 @@ def client(database, tmp_path):
     log.append(log.written([log.identity.start_notice(1, "1"), LOOK]))
     log.seal()
     yield log.client
-    log.writer_journal.close()
-    log.close()
+    log.end()
 
 
 def found(client):

@@ -92,8 +92,7 @@ def made(version, directory):
     batch = log.log.seal(100)
     records = [json.loads(leaf) for leaf in batch.leaves]
     tiles = [[SIGNER.name, t.level, t.index, len(t.hashes), t.data] for t in batch.tiles]
-    log.close()
-    log.writer_journal.close()
+    log.end()
     return Old(version, records, tiles, [[SIGNER.name, len(records), batch.note]])
 
 
@@ -204,8 +203,7 @@ def test_log_goes_on(vector, client, database, tmp_path):
     log.append_entries(log.written_entries([(decision, b"x")]))
     log.append([{"kind": "access", "decision_id": "e", "decided_by": "somebody"}])
     log.seal()
-    log.close()
-    log.writer_journal.close()
+    log.end()
     for view, column, value in (
         ("decisions", "sealed", sealed),
         ("requests", "sealed", sealed),

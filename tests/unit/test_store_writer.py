@@ -7,7 +7,7 @@ import threading
 from urllib.parse import urlsplit
 
 import pytest
-from logs import SIGNER, TRUST, TestLog
+from logs import SIGNER, TRUST
 
 from authz.journal.chain import policy_notice
 from authz.store.client import QUERY_ERRORS, connect
@@ -58,14 +58,6 @@ class Proxy:
         self._listener.close()
         for end in self._sockets:
             end.close()
-
-
-@pytest.fixture
-def log(tmp_path, database):
-    log = TestLog(tmp_path, database)
-    yield log
-    log.close()
-    log.writer_journal.close()
 
 
 def named(attachment):

@@ -52,12 +52,10 @@ def site(database, tmp_path):
         for table in ("audit_log", "tiles", "checkpoints"):
             log.client.execute(f"TRUNCATE TABLE {table}")
         other = fill(tmp_path / "other", database, "dr.nobody")
-        other.writer_journal.close()
-        other.close()
+        other.end()
 
     yield log.client, tmp_path / "anchor", rewrite
-    log.writer_journal.close()
-    log.close()
+    log.end()
 
 
 def verify(client, state=None, **more):

@@ -121,5 +121,4 @@ def test_what_it_takes_over(tmp_path):
     assert isinstance(following.log, Log)
     assert following.log.origin == SIGNER.name
     for one in (log, following):
-        one.close()
-        one.writer_journal.close()
+        one.end()

@@ -20,8 +20,7 @@ def log(tmp_path, database, monkeypatch):
     log.client.settings["mutations_sync"] = 1
     log.fill()
     yield log
-    log.close()
-    log.writer_journal.close()
+    log.end()
 
 
 def found(client, **part):

@@ -142,8 +142,7 @@ def test_any_text_is_found_as_it_was_sealed(database, tmp_path_factory, texts, h
             assert report.findings == []
             assert report.checked == len(records) + 1
     finally:
-        log.writer_journal.close()
-        log.close()
+        log.end()
 
 
 def claimed(folder):

@@ -21,8 +21,7 @@ def two_logs(copied, untouched_log, tmp_path):
     other = TestLog(tmp_path, untouched_log, signer=OTHER)
     other.append([{"kind": "notice", "event": f"e{number}"} for number in range(3)])
     other.seal()
-    other.writer_journal.close()
-    other.close()
+    other.end()
     assert found_in(copied, BOTH) == []
     return copied
 

@@ -114,8 +114,7 @@ def _filled(clickhouse, directory, name, records, **how):
         admin.execute(f"CREATE DATABASE {name}")
     log = Built(directory, store)
     fill(log, records, **how)
-    log.writer_journal.close()
-    log.close()
+    log.end()
     return store
 
 

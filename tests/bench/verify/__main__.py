@@ -192,8 +192,7 @@ def measure(options: Any, console: Console, server: Server, directory: Path) -> 
         f" {platform.python_version()}",
         style="dim",
     )
-    log.writer_journal.close()
-    log.close()
+    log.end()
 
 
 def _best(server: Server, run: Callable[[], int], rounds: int) -> Cost:
