@@ -17,7 +17,7 @@ import grpc
 import pytest
 import yaml
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
-from programs import AUTHZ, CHECKOUT, World, free_port, listens, run, until, world
+from programs import AUTHZ, CHECKOUT, World, free_port, listens, program, run, until, world
 
 from authz.config import Config
 from authz.record import FIELDS
@@ -230,6 +230,9 @@ def test_commands(parts, checked, tmp_path, block, request):
     if "authz policy" in block.text:
         opa = Path(request.getfixturevalue("opa"))
         environment["PATH"] += f"{os.pathsep}{opa.parent}"
+    if "go build" in block.text:
+        program("go", "golang")
+        (tmp_path / "tests").symlink_to(CHECKOUT / "tests")
     shutil.copy(parts.directory / "data" / "receiver" / "trust.yaml", tmp_path / "trust.yaml")
     (tmp_path / "data").symlink_to(parts.directory / "data")
     done = run(["sh", "-eu", "-c", block.text], parts.world, cwd=tmp_path, env=environment)
