@@ -273,6 +273,13 @@ def test_the_readme_tells_both_targets():
     assert {"make demo", "make test"} <= set(told)
 
 
+def test_the_readme_leads_to_every_page():
+    """No page of the documentation is left out of the README's table."""
+    text = README.read_text()
+    pages = [str(page.relative_to(CHECKOUT)) for page in LINKED if page != README]
+    assert [page for page in pages if f"]({page})" not in text] == []
+
+
 @pytest.fixture(scope="module")
 def helps() -> dict[str, str]:
     """What ``--help`` says, by command: ``""``, ``"serve"``, ``"serve receiver"``..."""
