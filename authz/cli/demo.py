@@ -138,7 +138,8 @@ def _show(result: Any, console: Console) -> None:
     table.add_column("outcome, and why", overflow="fold")
     for row in result.table:
         colour = "green" if row.outcome == "allowed" else "red"
-        outcome = Text.assemble((row.outcome, colour), f": {row.reason}")
+        reason = _envoys_words(row.reason) if row.outcome == "rejected" else row.reason
+        outcome = Text.assemble((row.outcome, colour), f": {reason}")
         table.add_row(row.who, row.purpose, row.what, str(row.times), str(row.patients or ""),
                       outcome)  # fmt: skip
     console.print(table)
@@ -161,6 +162,12 @@ def _show(result: Any, console: Console) -> None:
         table.add_row(item.done, caught, item.where, item.said)
     console.print(table)
     console.print(f"all of it in {result.seconds:.1f} s")
+
+
+def _envoys_words(details: str) -> str:
+    """Of ``jwt_authn_access_denied{Jwt_is_missing}``, what a person reads: Jwt is missing."""
+    inner = details.partition("{")[2].rstrip("}") or details
+    return inner.replace("_", " ").strip()
 
 
 def _keep(run: Any, result: Any, console: Console, *, as_json: bool) -> None:

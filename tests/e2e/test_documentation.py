@@ -17,7 +17,7 @@ import grpc
 import pytest
 import yaml
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
-from programs import AUTHZ, CHECKOUT, World, free_port, listens, run, until, world
+from programs import AUTHZ, CHECKOUT, World, free_port, listens, program, run, until, world
 
 from authz.config import Config
 from authz.record import FIELDS
@@ -230,6 +230,9 @@ def test_commands(parts, checked, tmp_path, block, request):
     if "authz policy" in block.text:
         opa = Path(request.getfixturevalue("opa"))
         environment["PATH"] += f"{os.pathsep}{opa.parent}"
+    if "go build" in block.text:
+        program("go", "golang")
+        (tmp_path / "tests").symlink_to(CHECKOUT / "tests")
     shutil.copy(parts.directory / "data" / "receiver" / "trust.yaml", tmp_path / "trust.yaml")
     (tmp_path / "data").symlink_to(parts.directory / "data")
     done = run(["sh", "-eu", "-c", block.text], parts.world, cwd=tmp_path, env=environment)
@@ -268,6 +271,13 @@ def test_the_readme_tells_both_targets():
     """The README shows how to see it and how to test it, each in one command."""
     told = [line for block in SHELL if kind(block) == "make" for line in commands(block)]
     assert {"make demo", "make test"} <= set(told)
+
+
+def test_the_readme_leads_to_every_page():
+    """No page of the documentation is left out of the README's table."""
+    text = README.read_text()
+    pages = [str(page.relative_to(CHECKOUT)) for page in LINKED if page != README]
+    assert [page for page in pages if f"]({page})" not in text] == []
 
 
 @pytest.fixture(scope="module")
@@ -425,7 +435,8 @@ def test_fields_are_told():
 
 
 def test_metrics_exist():
-    """Every metric that the documentation names is one that a process serves."""
+    """Every metric that the documentation names is one that a process serves, and of those that
+    are served none is left out."""
     lines = "import authz.serve.ext_authz, authz.serve.receiver, authz.serve.console;"
     lines += "import prometheus_client as p;"
     lines += "print(p.generate_latest().decode())"
@@ -433,4 +444,7 @@ def test_metrics_exist():
         served = run([sys.executable, "-c", lines], ours).stdout
     told = [name for page in DOCS for name in re.findall(r"`(authz_[a-z_]+)", page.read_text())]
     assert told
-    assert [name for name in told if not re.search(rf"^# TYPE {name} ", served, re.MULTILINE)] == []
+    names = re.findall(r"^# TYPE (authz_\w+) ", served, re.MULTILINE)
+    assert [name for name in told if name not in names] == []
+    left_out = [name for name in names if name not in told and not name.endswith("_created")]
+    assert left_out == []

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pwd
+import re
 import sys
 
 import pytest
@@ -141,6 +142,7 @@ def test_what_a_person_sees(site, tmp_path):
     assert "\x1b" not in shown
     assert "2023-11-14 22:13:20.000005 UTC" in shown
     assert "proven: the log has this record" in shown
+    assert re.search(r"allowed +│ yes ", shown)
 
 
 def test_what_is_not_proven(site, tmp_path):
