@@ -260,9 +260,10 @@ class Demo:
             " FROM requests WHERE decision_id != ''"
             " GROUP BY 1, 2, 3, 5, 7 ORDER BY 5, 1, 4 DESC"
         )
-        rows += client.execute(
+        rows += client.execute(  # Envoy says jwt_authn_access_denied{Jwt_is_missing}
             "SELECT '(nobody)', '', concat(method, ' ', replaceOne(path, '/fhir/', '')), count(),"
-            " 'rejected', 0, response_details FROM requests WHERE decision_id = ''"
-            " GROUP BY 3, 7 ORDER BY 4 DESC"
+            " 'rejected', 0,"
+            " replaceAll(replaceRegexpOne(response_details, '.*\\{(.*)\\}', '\\1'), '_', ' ')"
+            " FROM requests WHERE decision_id = '' GROUP BY 3, 7 ORDER BY 4 DESC"
         )
         return [Row(*row) for row in rows]
