@@ -32,8 +32,8 @@ def metrics(address: str) -> Iterator[Finding]:
     if values.get(_STALE):
         yield Finding(
             Level.FAIL, address, "the policy cannot be read",
-            "its files do not compile, and an older revision decides; or its OPA does not answer, and"
-            " every request is denied (503 `policy_unavailable`)",
+            "its files do not compile, and an older revision decides; or its OPA does not answer,"
+            " and every request is denied (503 `policy_unavailable`)",
             "see the reason in its log; `authz policy check` names the line, or the server",
         )  # fmt: skip
     yield _journal(address, values[_FILL])
