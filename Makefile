@@ -17,14 +17,16 @@ test: $(VENV)/.dev
 	$(BIN)/pytest -m alone
 
 $(VENV)/.demo: pyproject.toml setup.py $(wildcard protos/authz/v1/*.proto)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
-	touch $@
+	@echo "Setting up $(VENV), once: about 1.5 GB from PyPI, which takes some minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
 
 $(VENV)/.dev: pyproject.toml setup.py $(wildcard protos/authz/v1/*.proto)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $@ $(VENV)/.demo
+	@echo "Setting up $(VENV) for the tests, once: up to 2 GB from PyPI, which takes some minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
 
 clean:
 	rm -rf $(VENV) build *.egg-info

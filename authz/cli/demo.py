@@ -178,13 +178,15 @@ def _keep(run: Any, result: Any, console: Console, *, as_json: bool) -> None:
     else:
         if result is not None:
             _show(result, console)
-        _suggest(addresses, run.config, console)
+        _suggest(addresses, run, console)
     while True:
         run.watch()
         time.sleep(0.5)
 
 
-def _suggest(addresses: dict[str, Any], config: Path, console: Console) -> None:
+def _suggest(addresses: dict[str, Any], run: Any, console: Console) -> None:
+    """Commands to try, in the order in which they tell something."""
+    config, policy = run.config, run.stack.policy
     chart = f"{addresses['envoy']}/fhir/Patient/p-0001"
     user, password, host, port = run_parts(addresses["store"])
     sql = (
@@ -206,14 +208,20 @@ def _suggest(addresses: dict[str, Any], config: Path, console: Console) -> None:
     commands = {
         "a physician of the care team looks at a chart (200)":
             [*ask, f"authorization: Bearer {tokens['alder']}", chart],
-        "a clerk at the front desk (403)":
-            [*ask, f"authorization: Bearer {tokens['ginkgo']}", chart],
+        "a nurse of another ward (403)":
+            [*ask, f"authorization: Bearer {tokens['hazel']}", chart],
         "what was recorded of it": [*client, sql],
         "the same over HTTP": [*http, f"{sql} FORMAT Vertical"],
         "who saw the patient p-0042, and why? (the look is recorded too)":
             [*authz, "lookup", "--config", str(config), "--patient", "p-0042",
              "--reason", "asked by the patient"],
         "what did the nurse n.hazel do?": [*http, one],
+        "change the policy: nurses reach every patient":
+            ["sed", "-i", '/"nurse"/,/"reach"/ s/care_team/population/', str(policy / "data.json")],
+        "the nurse again, a second later (200)":
+            [*ask, f"authorization: Bearer {tokens['hazel']}", chart],
+        "ext-authz's metrics: decisions by outcome and reason, the policy in force, and more":
+            ["curl", "-sS", run.stack.metrics],
         "is the log intact, and is anything missing?":
             [*authz, "verify", "--config", str(config), "--trust", addresses["trust"]],
     }  # fmt: skip
@@ -222,7 +230,8 @@ def _suggest(addresses: dict[str, Any], config: Path, console: Console) -> None:
         console.print(f"\n[bold]# {what}[/]")
         console.print(" ".join(map(_quoted, command)), soft_wrap=True, markup=False)
     console.print(
-        f"\nOther authz commands find it by --config {config} too.\nCtrl-C stops it.",
+        f"\nOther authz commands find it by --config {config} too.\nThe policy is in {policy}, what"
+        f" each part logs in {run.stack.data_dir / 'logs'}.\nCtrl-C stops it.",
         soft_wrap=True, markup=False,
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict, astuple, dataclass, field
@@ -13,7 +14,7 @@ import yaml
 from authz.config import load
 from authz.demo import traffic
 from authz.demo.people import PEOPLE, Request
-from authz.demo.stack import Stack
+from authz.demo.stack import Stack, deploy_dir
 from authz.demo.tamper import Tampering, tamper
 from authz.errors import UnavailableError
 from authz.files import replace_file
@@ -115,8 +116,10 @@ class Demo:
     """The stack in `directory`, and what is done with it."""
 
     def __init__(self, directory: Path, progress: Progress, config: Path | None = None) -> None:
+        # A copy, to be changed while it runs.
+        policy = directory / "policy"
         # A laptop that is busy while everything starts is no reason to deny.
-        self.stack = Stack(directory, config=config, timeout_ms=2000)
+        self.stack = Stack(directory, policy=policy, config=config, timeout_ms=2000)
         self.config = self.stack.data_dir / "authz.yaml"
         """What commands beside the demo take as ``--config``; there while it runs."""
         self._privacy = load(config).privacy
@@ -124,6 +127,9 @@ class Demo:
         self._begun = time.monotonic()
 
     def start(self) -> None:
+        self.stack.make_directories()
+        if not self.stack.policy.exists():
+            shutil.copytree(deploy_dir() / "opa", self.stack.policy)
         self.stack.start(lambda name: self._progress.say(f"starting {name}"))
         key = self._privacy.key or self.stack.data_dir / "ext-authz" / "privacy.key"
         told = {
@@ -254,9 +260,10 @@ class Demo:
             " FROM requests WHERE decision_id != ''"
             " GROUP BY 1, 2, 3, 5, 7 ORDER BY 5, 1, 4 DESC"
         )
-        rows += client.execute(
+        rows += client.execute(  # Envoy says jwt_authn_access_denied{Jwt_is_missing}
             "SELECT '(nobody)', '', concat(method, ' ', replaceOne(path, '/fhir/', '')), count(),"
-            " 'rejected', 0, response_details FROM requests WHERE decision_id = ''"
-            " GROUP BY 3, 7 ORDER BY 4 DESC"
+            " 'rejected', 0,"
+            " replaceAll(replaceRegexpOne(response_details, '.*\\{(.*)\\}', '\\1'), '_', ' ')"
+            " FROM requests WHERE decision_id = '' GROUP BY 3, 7 ORDER BY 4 DESC"
         )
         return [Row(*row) for row in rows]

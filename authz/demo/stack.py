@@ -141,14 +141,7 @@ class Stack:
 
     def start(self, tell: Told) -> None:
         """Start everything; `tell` is called with the name of what comes up."""
-        try:
-            self.data_dir.mkdir(parents=True, exist_ok=True)
-            (self.data_dir / "logs").mkdir(exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"--data-dir {self.data_dir}: {error.strerror};"
-                " choose a directory this user may write"
-            ) from None
+        self.make_directories()
         self._add_service()
         self._add_ext_authz()
         self._add_clickhouse()
@@ -162,6 +155,16 @@ class Stack:
         for name in ("service", "ext-authz", "receiver", "envoy"):
             tell(name)
             self.parts[name].wait_until_up()
+
+    def make_directories(self) -> None:
+        """What `start` does first. Raises `UsageError`."""
+        try:
+            (self.data_dir / "logs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"--data-dir {self.data_dir}: {error.strerror};"
+                " choose a directory this user may write"
+            ) from None
 
     def stop(self) -> None:
         """In the order that loses nothing: first who sends, then who takes."""
@@ -212,6 +215,12 @@ class Stack:
         }
         self._part("ext-authz", command, address, **environment)
         self._receiver = receiver
+
+    @property
+    def metrics(self) -> str:
+        """Where ext-authz tells its metrics."""
+        command = self.parts["ext-authz"].command
+        return f"http://{command[command.index('--metrics') + 1]}/metrics"
 
     def _add_clickhouse(self) -> None:
         tcp, http = str(free_port()), str(free_port())

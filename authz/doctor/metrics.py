@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from authz.doctor.findings import Finding, Level
 from authz.errors import UnavailableError
 
+_STALE: Final = "authz_policy_stale"
 DRY_RUN: Final = "authz_dry_run"
 _FILL: Final = "authz_journal_fill_ratio"
 _CONNECTED: Final = "authz_writer_connected"
@@ -28,6 +29,13 @@ def metrics(address: str) -> Iterator[Finding]:
         yield dry_run(address)
     else:
         yield Finding(Level.OK, address, "decisions are enforced (no dry run)")
+    if values.get(_STALE):
+        yield Finding(
+            Level.FAIL, address, "the policy cannot be read",
+            "its files do not compile, and an older revision decides; or its OPA does not answer,"
+            " and every request is denied (503 `policy_unavailable`)",
+            "see the reason in its log; `authz policy check` names the line, or the server",
+        )  # fmt: skip
     yield _journal(address, values[_FILL])
     if values[_CONNECTED]:
         yield Finding(Level.OK, address, "connected to the receiver")

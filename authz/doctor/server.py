@@ -60,8 +60,10 @@ def health(address: str, tls: Tls) -> Iterator[Finding]:
         yield Finding(Level.OK, address, "serving: it can decide and record")
     else:
         yield Finding(
-            Level.FAIL, address, "not serving", "it cannot record, and denies every request (503)",
-            "see its log: the journal's disk, most likely",
+            Level.FAIL, address, "not serving",
+            "it cannot decide or cannot record, and denies every request (503)",
+            "see the reason in its log (`health changed`): its OPA, its journal's disk, or, with"
+            " durability `receiver`, the receiver; --metrics tells them apart",
         )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ class EmbeddedEngine:
         self.revision = ""
         self.archive = b""
         self._prepared: _Prepared | None = None
+        self._refused = ""
 
     async def start(self) -> None:
         """Load and prepare. Raises `UsageError` for a policy that cannot decide."""
@@ -70,15 +71,20 @@ class EmbeddedEngine:
         return Decisions(by, decided + [late] * (len(documents) - len(decided)))
 
     async def look(self) -> None:
-        """Reload when files have changed. Raises `UsageError` for a policy that does not load:
+        """Reload when files have changed. Raises `UsageError` as long as the policy does not load:
         the last good one stays in force."""
         try:
             seen = self._fingerprint()
         except UsageError:
             return  # a file went while it was looked at, or the policy is being replaced
         if seen != self._seen:
-            self._seen = seen
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+            self._seen, self._refused = seen, ""
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+            except UsageError as error:
+                self._refused = str(error)
+        if self._refused:
+            raise UsageError(self._refused)
 
     async def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

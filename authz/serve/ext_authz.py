@@ -26,7 +26,7 @@ from authz.serve.check import METHOD, UNASKED, CheckService, Seal
 from authz.serve.core_server import CoreServer
 from authz.serve.disclosures import Processor
 from authz.serve.health import CoreHealth
-from authz.serve.metrics import DRY_RUN, JOURNAL_FILL, POLICY
+from authz.serve.metrics import DRY_RUN, JOURNAL_FILL, POLICY, STALE
 from authz.serve.reflection import handlers as reflection_handlers
 from authz.serve.writer import Writer, now_us
 
@@ -174,6 +174,7 @@ class _Watch:
         self._writer = writer
         self._health = health
         self._decides = True
+        self._wrong = ""
 
     async def policy(self) -> None:
         """Notice policy changes, and record each revision that comes into force."""
@@ -186,14 +187,26 @@ class _Watch:
                 self._writer.committer.post(policy_notice(now_us(), recorded, engine.archive))
                 logger.info("policy in force", revision=recorded)
             await asyncio.sleep(engine.watch_seconds)
-            try:
-                await engine.look()
-                self._decides = True
-            except UsageError as error:
-                logger.error("policy not loaded; the last good one stays", error=str(error))
-            except AuthzError as error:
-                self._decides = False
-                logger.error("the policy cannot be looked at", error=str(error))
+            await self._look()
+
+    async def _look(self) -> None:
+        """What is wrong is told once, and so is its end."""
+        wrong, what = "", ""
+        try:
+            await self._engine.look()
+        except UsageError as error:
+            wrong, what = str(error), "policy not loaded; the last good one stays"
+        except AuthzError as error:
+            wrong, what = str(error), "the policy cannot be looked at"
+            self._decides = False
+        else:
+            self._decides = True
+        if wrong and wrong != self._wrong:
+            logger.error(what, error=wrong)
+        elif self._wrong and not wrong:
+            logger.info("the policy is read again", policy_revision=self._engine.revision)
+        self._wrong = wrong
+        STALE.set(bool(wrong))
 
     async def writer(self) -> None:
         """Healthy is who can decide and record."""

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from prometheus_client import start_http_server
+from prometheus_client import disable_created_metrics, start_http_server
 
 from authz.errors import UsageError
 
@@ -114,6 +114,7 @@ def serve_metrics(address: str | None) -> None:
     """Prometheus metrics on ``host:port``. Raises `UsageError`."""
     if address is None:
         return
+    disable_created_metrics()  # type: ignore[no-untyped-call] # many lines, nobody's question
     host, _, port = address.rpartition(":")
     try:
         start_http_server(int(port), host.strip("[]"))

@@ -14,6 +14,10 @@ def configure(*, dry_run: bool = False) -> None:
     def mark(_logger: object, _method: str, event: EventDict) -> EventDict:
         return {"dry_run": True, **event} if dry_run else event
 
+    def ordered(_logger: object, _method: str, event: EventDict) -> EventDict:
+        """For who reads them as they come: first when, how bad, and what."""
+        return {"time": "", "level": "", "message": "", **event}
+
     structlog.configure(
         processors=[
             mark,
@@ -21,6 +25,7 @@ def configure(*, dry_run: bool = False) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             structlog.processors.ExceptionRenderer(),
             structlog.processors.EventRenamer("message"),
+            ordered,
             structlog.processors.JSONRenderer(),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

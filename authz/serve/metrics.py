@@ -24,4 +24,5 @@ DISCLOSURES = Counter(
 )
 JOURNAL_FILL = Gauge("authz_journal_fill_ratio", "Used part of the journal's bound")
 POLICY = Gauge("authz_policy_loaded_info", "The policy revision in force", ["revision"])
+STALE = Gauge("authz_policy_stale", "1 when the policy cannot be read, from its files or its OPA")
 DRY_RUN = Gauge("authz_dry_run", "1 when decisions are recorded but not enforced")

@@ -249,20 +249,25 @@ def test_what_it_tells_to_try(tmp_path):
             above: line for above, line in itertools.pairwise(lines) if above.startswith("# ")
         }
         # The store has what was asked last within two seconds: people are no faster than that.
-        allowed, denied, recorded, over_http, seen, did, intact = commands.values()
+        (
+            allowed, denied, recorded, over_http, seen, did, change, changed, metrics, intact,
+        ) = commands.values()  # fmt: skip
         assert _tried(allowed, ours).startswith("HTTP/1.1 200 OK")
         assert _tried(denied, ours).startswith("HTTP/1.1 403 Forbidden")
         time.sleep(_STORED_SECONDS)
         told = _tried(over_http, ours)
         assert re.search(r"subject: +dr\.alder\n.*\nreason: +physician on the care team\n", told)
-        assert re.search(r"subject: +f\.ginkgo\n.*\nreason: +no role\n", told)
+        assert re.search(r"subject: +n\.hazel\n.*\nreason: +not on the care team\n", told)
         assert "the rules behind it: authz policy show" in _tried(seen, ours)
         assert "denied" in _tried(seen, ours) or "allowed" in _tried(seen, ours)
         assert "not on the care team" in _tried(did, ours)
+        assert _tried(change, ours) == ""
+        assert until(lambda: _tried(changed, ours).startswith("HTTP/1.1 200 OK"), 10)
+        assert 'outcome="denied",reason_code="denied"' in _tried(metrics, ours)
         assert "intact: nothing changed" in _tried(intact, ours)
         if shutil.which("clickhouse-client"):
             rows = [line.split("\t") for line in _tried(recorded, ours).splitlines()]
-            assert {"dr.alder", "f.ginkgo"} <= {row[1] for row in rows}
+            assert {"dr.alder", "n.hazel"} <= {row[1] for row in rows}
         window.type(b"\x03")
         assert window.end() == 0
         assert ours.running() == {}

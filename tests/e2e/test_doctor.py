@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from certificates import Certificates
-from programs import AUTHZ, CHECKOUT, free_port, run, world
+from programs import AUTHZ, CHECKOUT, free_port, run, until, world
 
 from authz.demo.people import PEOPLE
 from authz.demo.stack import Part, Stack, envoy_program, running
@@ -222,8 +223,10 @@ def test_a_running_envoy_that_fails_open(ground, tmp_path):
 def ext_authz(directory: Path, **settings: str) -> Iterator[tuple[str, str]]:
     """A Check server alone: its address and that of its metrics."""
     address, metrics = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    policy = directory / "policy"
+    shutil.copytree(CHECKOUT / "deploy" / "opa", policy, dirs_exist_ok=True)
     command = [*AUTHZ, "serve", "ext-authz", "--listen", address, "--metrics", metrics,
-               "--policy", str(CHECKOUT / "deploy" / "opa"),
+               "--policy", str(policy),
                "--data-dir", str(directory / f"data{time.monotonic_ns()}")]  # fmt: skip
     environment = {
         **os.environ,
@@ -251,6 +254,25 @@ def test_a_dry_run_cannot_be_missed(tmp_path):
     assert any("not connected to the receiver" in text for text in texts(told, "warn"))
     assert done.returncode == 1
     assert "─ DRY RUN ─" in done.stdout
+
+
+def test_a_policy_that_does_not_load(tmp_path):
+    """A change that does not compile is a failure until it is mended, though decisions go on."""
+    rego = tmp_path / "policy" / "roles.rego"
+    with ext_authz(tmp_path) as (address, metrics):
+        good = rego.read_text()
+        arguments = ("--ext-authz", address, "--metrics", metrics)
+        rego.write_text(f"{good}\nallow := := 3\n")
+
+        def fails() -> list[str]:
+            return texts(doctor(*arguments)[1], "fail")
+
+        assert until(lambda: any("cannot be read" in text for text in fails()), 20)
+        rego.write_text(good)
+        assert until(lambda: not fails(), 20)
+    told = [json.loads(line)["message"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert told.count("policy not loaded; the last good one stays") == 1
+    assert told.count("the policy is read again") == 1
 
 
 def test_what_was_not_looked_at_is_said(tmp_path):

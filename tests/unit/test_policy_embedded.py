@@ -249,6 +249,25 @@ def test_reload(policy):
     assert len(set(revisions)) == 3
 
 
+def test_a_refusal_lasts(policy):
+    """A policy that does not load is told as long as it is so, and no longer."""
+    path = policy(HEAD + "allow := 1\n")
+
+    async def run():
+        engine = EmbeddedEngine(path, "envoy/authz/allow")
+        await engine.start()
+        path.write_text(HEAD + "allow := := 2\n")
+        for _ in range(2):
+            with pytest.raises(UsageError, match=r"line 3"):
+                await engine.look()
+        path.write_text(HEAD + "allow := 1\n")
+        await engine.look()
+        await engine.look()
+        await engine.close()
+
+    asyncio.run(run())
+
+
 def test_file_gone_for_a_while(policy):
     """A policy whose file goes away stays in force, and is read again when it is back."""
     path = policy(HEAD + "allow := 1\n")
