@@ -69,6 +69,8 @@ def after(findings: Findings, records: Sequence[Record]) -> Findings:
     held = dict(findings)
     for record in changes:
         held |= {finding.id: finding for finding in _changed(held, record)}
+    if held == findings:
+        return findings
     kept = _number(changes[-1].get("sealed_at", 0)) - _KEPT_US
     return {id_: finding for id_, finding in held.items() if finding.counts_us > kept}
 
