@@ -20,8 +20,8 @@ from authz.demo.people import KEY_ID, PEOPLE, Request
 from authz.demo.stack import HOST, Part, Stack, deploy_dir, running
 from authz.detect.detector import Finding
 from authz.detect.record import finding_record
-from authz.journal.forward import CHANNEL_OPTIONS
 from authz.record import notice
+from authz.serve.forward import CHANNEL_OPTIONS
 from authz.serve.tell import tell
 from authz.store.client import connect
 

@@ -399,7 +399,7 @@ def world(tmp_path):
     world = CheckWorld(tmp_path)
     world.asked = []
     world.engine.decide_one = lambda document: world.asked.append(document) or ALLOW
-    world.blocks = world.service._blocks
+    world.blocks = world.service._judge._blocks
     yield world
     world.close()
 
