@@ -39,16 +39,18 @@ async def until(true, seconds=10):
 class Receiver:
     """A receiver without its store, on a socket in `directory`."""
 
-    def __init__(self, directory, *, synced=True):
+    def __init__(self, directory, *, synced=True, **more):
+        """`more` is for its `Intake`."""
         self.directory = directory
-        self.synced = synced
+        self.options = {"synced": synced, **more}
         self.address = f"unix://{directory}/r"
 
     async def __aenter__(self):
         self.journal = Journal(self.directory / "receiver" / "journal", start=0)
         self.log = Log(self.directory / "receiver", self.journal, SIGNER)
         self.committer = Committer(self.journal, self.log)
-        self.intake = Intake(self.log, self.committer, Resources((), ()), None, synced=self.synced)
+        resources = Resources((), ())
+        self.intake = Intake(self.log, self.committer, resources, None, **self.options)
         handlers, health = self.intake.handlers(), grpc_server.Health([])
         self.server = await grpc_server.start(self.address, handlers, health)
         return self

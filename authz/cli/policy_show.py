@@ -9,9 +9,9 @@ import typer
 
 from authz import config
 from authz.cli.app import ConfigFile, Json, Store, given
+from authz.cli.block import place_of
 from authz.cli.lookup import printable
 from authz.cli.policy import policy_group
-from authz.cli.prove import place_of
 from authz.errors import AuthzError, UsageError
 from authz.policy.archive import parse_archive, revision
 from authz.store import migrations, policies

@@ -1,7 +1,6 @@
 """``authz prove``, ``authz verify-proof``."""
 
 import json
-import re
 import sys
 import time
 from pathlib import Path
@@ -15,22 +14,20 @@ from rich.text import Text
 
 from authz import config
 from authz.cli.app import ConfigFile, Json, Store, app, given
-from authz.cli.block import DataDir, Purpose, Receiver, as_given, record_it, user
+from authz.cli.block import DataDir, Purpose, Receiver, as_given, place_of, record_it, user
 from authz.cli.lookup import printable
 from authz.cli.times import shown
 from authz.errors import UsageError
 from authz.files import replace_file
 from authz.ledger import NoteError, ProofError, TlogProof
 from authz.proof import Proven, check_proof, make_proof
-from authz.record import FIELD, MAX_INT, Record
+from authz.record import FIELD, Record
 from authz.trust import load_trust
 
 if TYPE_CHECKING:
     from authz.store.client import Client
     from authz.store.tiles import Found
 
-# Look-ups show a record as demo/receiver/10.
-_PLACE = re.compile(r"(.+)[@/]([0-9]{1,16})")
 _MOST_BYTES = 1 << 20  # of a proof's file
 
 Kind = Literal["decision", "access", "disclosure"]
@@ -181,16 +178,6 @@ def _say_no(why: str, *, as_json: bool) -> NoReturn:
     else:
         Console().print(Text.assemble(("NOT proven", "bold red"), f": {printable(why)}"))
     raise typer.Exit(1)
-
-
-def place_of(record_id: str) -> tuple[str, int] | None:
-    """The log and the index that `record_id` names; None for a decision id."""
-    found = _PLACE.fullmatch(record_id)
-    if not found:
-        return None
-    if int(found[2]) > MAX_INT:
-        raise UsageError(f"RECORD_ID: there is no index {found[2]}; indexes end at {MAX_INT}")
-    return found[1], int(found[2])
 
 
 def _of_decision(client: "Client", decision_id: str, kind: str) -> tuple[str, int]:

@@ -153,6 +153,9 @@ class Receiver(Served):
     writer_patience_seconds: float = Field(
         600, gt=0, description="how long a writer may be away until it is told as lost"
     )
+    risk_hours: float = Field(
+        24, ge=0, le=168, description="how long policies are told of a finding; 0: never"
+    )
     envoy_admins: tuple[Admin, ...] = Field(
         (),
         description="admin interfaces (http://host:port, unix:///path) of Envoys whose whole access"

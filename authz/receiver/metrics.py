@@ -15,6 +15,7 @@ LOST_MESSAGES = Counter(
 )
 ENVOY_UP = Gauge("authz_receiver_envoy_up", "Whether this admin interface answered", ["admin"])
 BLOCKS = Gauge("authz_receiver_blocks", "Blocks held, those that expired lately included")
+FINDINGS = Gauge("authz_receiver_findings", "Findings held, those that expired lately included")
 RECORDS = Counter("authz_receiver_records_total", "Records taken into the journal", ["from"])
 STORED = Counter("authz_receiver_stored_total", "Records stored in ClickHouse and read back")
 WAITING = Gauge("authz_receiver_waiting", "Records in the journal that are not stored yet")

@@ -159,7 +159,7 @@ class Log:
         now = max(self._sealed_at, time.time_ns() // 1000)
         origin = self._signer.name
         places: dict[str, Place] = {}
-        told: list[Record] = []  # what may be a block
+        told: list[Record] = []  # what may be a block, or a finding
         payloads, records, leaves, hashes = [], [], [], []
         attachments: dict[int, Entry] = {}
         index = first
@@ -309,7 +309,7 @@ class Log:
         assert isinstance(sealed_at, int)
         writers = {**self.stored.writers, **places}
         notices = [record for record in records if record.get("kind") == "notice"]
-        blocks = self.stored.blocks.after(notices)
+        blocks = self.stored.blocks.after(records)
         accounted = max(map(accounted_in, notices), default=0)
         accounted = max(accounted, self.stored.accounted)
         keys = keys_after(self.stored.keys, notices)

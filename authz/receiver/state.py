@@ -44,6 +44,7 @@ class State:
                 "writers": {name: [place.seq, place.head] for name, place in self.writers.items()},
                 "privacy_key_id": self.privacy_key_id,
                 "blocks": self.blocks.to_json(),
+                "findings": self.blocks.findings_json(),
                 "accounted": self.accounted,
                 "keys": self.keys,
                 "follows": self.follows,
@@ -54,12 +55,13 @@ class State:
     def from_json(cls, data: bytes) -> "State":
         content = orjson.loads(data)
         edge = [[base64.b64decode(h) for h in level] for level in content["edge"]]
+        version, blocks = content.get("blocks", [0, []])  # absent before schema 2
         return cls(
             Tree(content["size"], edge),
             content["sealed_at"],
             {name: Place(*place) for name, place in content["writers"].items()},
             content["privacy_key_id"],
-            Standing.from_json(*content.get("blocks", [0, []])),  # absent before schema 2
+            Standing.from_json(version, blocks, content.get("findings", ())),
             int(content.get("accounted", content["size"])),  # absent before schema 3
             tuple(str(Verifier.parse(key)) for key in content.get("keys", ())),
             str(content.get("follows", "")),
@@ -67,8 +69,8 @@ class State:
 
 
 def state_after(ended: Ended) -> State:
-    """Of a log that goes on from one that has ended: its writers' places, whom it blocks. Its clock
-    begins after the other's end, so that the order of the two is on record."""
+    """Of a log that goes on from one that has ended: its writers' places, whom it blocks, what it
+    found. Its clock begins after the other's end, so that the order of the two is on record."""
     newest = {str(record["writer"]): place_of(record) for record in ended.newest}
     return State(
         sealed_at=ended.sealed_at + 1,

@@ -154,6 +154,11 @@ class CheckService:
 
     def _decide(self, checks: list[Check]) -> None:
         """Input documents to verdicts."""
+        self._ask(checks)
+        # The policy may know a person by another name, and have not seen what is said of that one.
+        self._ask([check for check in checks if self._guarded(self._judge.reconsider, check)])
+
+    def _ask(self, checks: list[Check]) -> None:
         if not checks:
             return
         until = max(check.until for check in checks) - _JOURNAL_SECONDS

@@ -19,12 +19,21 @@ from authz.journal.chain import ChainError, chain_hash, check_attachment, check_
 from authz.journal.commit import Committer
 from authz.journal.segments import JournalError
 from authz.receiver.access import access_record
-from authz.receiver.metrics import BLOCKS, ENTRIES, LOST_MESSAGES, RECORDS, STREAMS, count_gaps
+from authz.receiver.metrics import (
+    BLOCKS,
+    ENTRIES,
+    FINDINGS,
+    LOST_MESSAGES,
+    RECORDS,
+    STREAMS,
+    count_gaps,
+)
 from authz.receiver.sequence import Log
 from authz.receiver.state import Place
 from authz.record import Entry, notice
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
+from authz.risk import HOURS
 from authz.v1 import stream_pb2 as pb
 
 _RETRY_SECONDS, _RETRY_MAX_SECONDS = 0.2, 2
@@ -42,13 +51,14 @@ class Intake:
 
     def __init__(
         self, log: Log, committer: Committer[list[Entry]], resources: Resources,
-        key: PrivacyKey | None, *, synced: bool = False,
+        key: PrivacyKey | None, *, synced: bool = False, risk_hours: float = HOURS,
     ) -> None:  # fmt: skip
         self._log = log
         self._committer = committer
         self._resources = resources
         self._key = key
         self._synced = synced  # what is acknowledged survives the machine
+        self._risk_hours = risk_hours
         self._writers: dict[str, asyncio.Lock] = {}
         self._alarms: set[tuple[str, int]] = set()
         self._keeping: set[asyncio.Task[None]] = set()
@@ -58,7 +68,7 @@ class Intake:
         self._heard: dict[str, float] = {}  # writers with a stream: when their last batch came
         self.under_way: dict[str, int] = {}  # decisions: when Envoy said so last (microseconds)
         self.received: Counter[str] = Counter()  # access log entries, by Envoy's node
-        BLOCKS.set(len(log.blocks.blocks))
+        self._count()
 
     @property
     def behind(self) -> bool:
@@ -196,7 +206,8 @@ class Intake:
                             if sent is not self._log.blocks:
                                 sent = self._log.blocks
                                 now_us = time.time_ns() // 1000
-                                yield pb.FromReceiver(blocks=sent.message(now_us))
+                                blocks = sent.message(now_us, self._risk_hours)
+                                yield pb.FromReceiver(blocks=blocks)
                             continue
                         self._heard[hello.writer] = math.inf  # until this is on disk
                         try:
@@ -252,12 +263,17 @@ class Intake:
             self._telling.discard(changed)
 
     def _tell(self, _: object) -> None:
-        """Something is durable: if it changed the blocks, they are in force, and all are told."""
+        """Something is durable: if it changed the blocks or findings, they are in force, and
+        all are told."""
         if self._log.blocks is not self._blocks:
             self._blocks = self._log.blocks
-            BLOCKS.set(len(self._blocks.blocks))
+            self._count()
             for changed in self._telling:
                 changed.set()
+
+    def _count(self) -> None:
+        BLOCKS.set(len(self._blocks.blocks))
+        FINDINGS.set(len(self._blocks.findings))
 
     def _refusal(self, hello: pb.Hello) -> str:
         if not hello.writer or len(hello.public_key) != 32:

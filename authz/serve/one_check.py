@@ -91,6 +91,7 @@ class Judge:
             if verified := shown(identity):
                 document["authz"] = verified
             check.document = document
+            self._show_risk(check, identity.subject)
         except DecodeError:
             check.verdict = denial(400, "bad_request")
         except BadRequestError as error:
@@ -103,6 +104,25 @@ class Judge:
         check.verdict = verdict = self._verdict(check, outcome)
         # The policy may know the person by another name, which is the one on record.
         self._blocked(check, verdict.audit.subject)
+
+    def reconsider(self, check: Check) -> bool:
+        """Whether the policy allowed somebody of whom it was not shown everything; now it is."""
+        verdict = check.verdict
+        if verdict is None or not verdict.allowed or not verdict.audit.subject:
+            return False
+        return self._show_risk(check, check.identity.subject, verdict.audit.subject)
+
+    def _show_risk(self, check: Check, *subjects: str) -> bool:
+        """Put what is said of these into the document; whether that is new."""
+        document = check.document
+        risk = self._blocks.risk(subjects, time.time_ns() // 1000)
+        if document is None or risk is None:
+            return False
+        before = document.get("authz", {})
+        if before.get("risk") == risk:
+            return False
+        document["authz"] = {**before, "risk": risk}
+        return True
 
     def _blocked(self, check: Check, subject: str) -> bool:
         """Whether `subject` is blocked; the verdict then says so."""

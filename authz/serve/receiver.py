@@ -53,7 +53,10 @@ async def serve(config: Config) -> None:
     owner = Owner(store, log, directory / "journal" / "lock")
     key = _privacy_key(config, log)
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
-    intake = Intake(log, committer, resources, key, synced=config.journal.durability == "fsync")
+    intake = Intake(
+        log, committer, resources, key, synced=config.journal.durability == "fsync",
+        risk_hours=config.receiver.risk_hours,
+    )  # fmt: skip
     accounts = _accounts(config.receiver, log, intake)
     sealer = Sealer(config, log, client, committer, owner, Books(store, log, committer, accounts))
     anchors = Anchors(config.receiver, store, log, committer, owner)

@@ -21,14 +21,16 @@ _WRITERS = (
 )
 _BLOCKS = (
     "SELECT DISTINCT index FROM audit_log WHERE origin = %(origin)s AND index < %(size)s"
-    " AND kind = 'notice' AND event IN ('block', 'unblock') ORDER BY index"
+    " AND (kind = 'finding' AND event = 'raised' OR kind = 'notice'"
+    " AND event IN ('block', 'unblock', 'finding_explained', 'finding_confirmed')) ORDER BY index"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
     """A log's newest stored checkpoint and its note; when its last record was sealed; the newest
-    record of each writer, and all that blocked or unblocked somebody, in order."""
+    record of each writer, and all that blocked or unblocked somebody or said that there is a
+    finding on them, in order."""
 
     checkpoint: Checkpoint
     note: str

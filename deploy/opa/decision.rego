@@ -8,7 +8,8 @@
 #   whose    care_team.rego    of these, roles that reach these patients
 #
 # or, in an emergency, break_glass.rego takes the place of the last two. If a role is left, the
-# request is allowed. A gate that cannot be evaluated lets no role through.
+# request is allowed, unless something was found of the person (risk.rego). A gate that cannot be
+# evaluated lets no role through.
 package envoy.authz
 
 # Nothing should leave the rules below without an answer; if something does, it is no.
@@ -26,7 +27,20 @@ allow := {
 	"request_headers_to_remove": ["x-break-glass"],
 	"audit": object.union(audit, {"reason": grounds}),
 } if {
-	grounds
+	granted
+	not step_up_due
+}
+
+# Yes, once they have proved again that it is they: RFC 9470 tells the client how.
+allow := {
+	"allowed": false,
+	"http_status": 401,
+	"headers": {"content-type": "application/json", "www-authenticate": step_up_challenge},
+	"body": `{"error":"insufficient_user_authentication"}`,
+	"audit": object.union(audit, {"reason": step_up_reason}),
+} if {
+	granted
+	step_up_due
 }
 
 # The caller learns only that the answer is no; why stands in the audit record.
@@ -37,7 +51,14 @@ allow := {
 	"body": `{"error":"forbidden"}`,
 	"audit": object.union(audit, {"reason": objection}),
 } if {
-	not grounds
+	not granted
+}
+
+default granted := false
+
+granted if {
+	grounds
+	not barred
 }
 
 audit := {
@@ -73,6 +94,8 @@ objection := "no verified identity" if {
 	subject == ""
 } else := "not of this tenant" if {
 	not verified
+} else := barred_reason if {
+	barred
 } else := "no role" if {
 	count(known_roles) == 0
 } else := "unknown resource" if {

@@ -187,7 +187,7 @@ def test_both_engines_give_the_same_decisions(embedded: Embedded, opa: str) -> N
         for request in [*decided(300), *ODD]
         for with_body in (True, False)
     ]
-    documents += [{}, {"attributes": {}}, *malformed_claims()]
+    documents += [{}, {"attributes": {}}, *malformed_claims(), *with_risk()]
     theirs = decide_with_opa(opa, documents)
     assert len(theirs) == len(documents)
     for document, decision in zip(documents, theirs, strict=True):
@@ -215,6 +215,36 @@ def malformed_claims() -> list[dict]:
         metadata = document["attributes"]["metadataContext"]["filterMetadata"]
         metadata["envoy.filters.http.jwt_authn"]["verified_jwt"][claim] = value
         documents.append(document)
+    return documents
+
+
+def with_risk() -> list[dict]:
+    """Requests of people of whom something was found, some of them with a fresh proof."""
+    told = {"rules": ["bulk_read", "off_hours"], "score": 6.25, "since": 1_700_000_000,
+            "until": 1_700_086_400, "findings": ["lakeside/receiver@7"]}  # fmt: skip
+    risks = [told | {"lane": lane} for lane in ("act", "review", "", 1)]
+    risks += [told, {"lane": "review"}, {"lane": "act"}, {}, {"lane": "review", "since": "x"}]
+    proofs: list[dict] = [
+        {},
+        {"acr": "phr", "auth_time": 1_700_000_000},
+        {"acr": "phr", "auth_time": 1_699_999_999.5},
+        {"acr": "pwd", "auth_time": 2**31},
+        {"acr": "phrh", "auth_time": "z"},
+    ]
+    requests = [
+        Request("alder", "GET", "/fhir/Patient/p-0001"),
+        Request("alder", "GET", "/fhir/Patient/p-0199"),
+        Request("dogwood", "GET", "/fhir/Claim/clm-00001"),
+        Request("fir", "GET", "/fhir/Patient/p-0100", {"x-break-glass": "unconscious"}),
+        Request("linden", "GET", "/fhir/metadata"),
+        Request(None, "GET", "/fhir/Patient/p-0001"),
+    ]
+    documents = []
+    for request, risk, proof in itertools.product(requests, risks, proofs):
+        document = input_document(request)
+        for verified in document["attributes"].get("metadataContext", {}).values():
+            verified["envoy.filters.http.jwt_authn"]["verified_jwt"] |= proof
+        documents.append(document | {"authz": {"risk": risk}})
     return documents
 
 

@@ -225,7 +225,9 @@ def test_tests_that_pass(authz):
     found = json.loads(told)
     assert (code, found["passed"]) == (0, True)
     assert found["coverage"] > 90
-    assert all(test["file"] == "policy_test.rego" and test["line"] for test in found["tests"])
+    files = {test["file"] for test in found["tests"]}
+    assert files == {"policy_test.rego", "risk_test.rego"}
+    assert all(test["line"] for test in found["tests"])
 
 
 OLD = """package envoy.authz
