@@ -21,6 +21,7 @@ import ipaddress
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,7 +32,6 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 import structlog
-from clickhouse_driver import Client
 from prometheus_client import Counter, Gauge
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
@@ -114,7 +114,7 @@ class Webhooks:
         self._hooks = [_hook(webhook, place) for webhook in webhooks]
         self._store = store
         self._client = connect(store)
-        self._asking = asyncio.Lock()
+        self._asking = ThreadPoolExecutor(1, "webhooks")  # whose the client is
 
     def wake(self) -> None:
         """Look at once whether there is something to send."""
@@ -127,7 +127,8 @@ class Webhooks:
                 for hook in self._hooks:
                     group.create_task(self._serve(hook))
         finally:
-            self._client.disconnect()
+            self._asking.submit(self._client.disconnect)
+            self._asking.shutdown(wait=False)
 
     async def _serve(self, hook: _Hook) -> None:
         timeout = aiohttp.ClientTimeout(total=hook.config.timeout_seconds)
@@ -151,20 +152,18 @@ class Webhooks:
                         await asyncio.wait_for(hook.woken.wait(), _POLL_SECONDS)
 
     async def _waiting(self, hook: _Hook) -> Sequence[Record]:
+        """The next few; none if the database does not answer."""
+        asking = asyncio.get_running_loop().run_in_executor
         try:
-            async with self._asking:  # one query at a time, or the driver mixes them up
-                if hook.sent is None:
-                    ends = await asyncio.to_thread(findings.ends, self._client)
-                    hook.save({origin: size - 1 for origin, size in ends.items()})
-                return await asyncio.to_thread(_read, self._client, hook.sent or {})
+            if hook.sent is None:
+                ends = await asking(self._asking, findings.ends, self._client)
+                hook.save({origin: size - 1 for origin, size in ends.items()})
+            sent = hook.sent or {}
+            return await asking(self._asking, findings.after, self._client, sent, _AT_ONCE)
         except QUERY_ERRORS as error:
-            self._client.disconnect()
+            self._asking.submit(self._client.disconnect)
             logger.warning("webhooks wait", error=str(explain(error, self._store)))
             return ()
-
-
-def _read(client: Client, sent: Mapping[str, int]) -> Sequence[Record]:
-    return findings.after(client, sent, _AT_ONCE)
 
 
 async def _deliver(hook: _Hook, session: aiohttp.ClientSession, record: Record) -> str:
