@@ -274,8 +274,8 @@ def show_one(finding: "Finding", records: Sequence[Record], console: Console) ->
     console.print(Text.assemble("about ", _who(finding)))
     for line in finding.evidence.splitlines():
         console.print(Text(printable(line)))
-    for name, value in finding.details.items():
-        console.print(Text(printable(f"{name}: {value}"), "dim"))
+    if cause := finding.details.get("cause"):
+        console.print(Text(printable(f"cause: {cause}"), "dim"))
     if records:
         console.print(_records(records))
     if missing := len(finding.records) - len(records):

@@ -127,7 +127,8 @@ def _finding(use: Use, rule: str, time_us: int, what: str) -> "Finding":
     why = f" Stated: {use.reason}." if use.reason else ""
     evidence = f"{saw.strip()}. {what}.{why}"
     return Finding(
-        time_us, use.subject, rule, "act", _SCORE, evidence, (use.id,), use.tenant
+        time_us, use.subject, rule, "act", _SCORE, evidence, (use.id,), cause=rule,
+        tenant=use.tenant,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from authz.cli.break_glass import show_uses
 from authz.cli.findings import age, show_list, show_one
 from authz.detect.break_glass import NO_REASON, UNREVIEWED, Uses, late, use_of, without_reason
+from authz.detect.record import finding_record, key_of
 from authz.record import notice
 from authz.report.findings import find, find_one, fold, opinion
 from authz.store import findings as stored
@@ -130,10 +131,11 @@ def test_break_glass_from_the_log(log):
     assert [(one.rule, one.lane, one.records) for one in raised] == [
         (UNREVIEWED, "act", ("test/receiver@1",)), (UNREVIEWED, "act", ("test/receiver@4",)),
     ]  # fmt: skip
-    assert raised[0].subject == "dr.fir"
+    assert (raised[0].subject, raised[0].tenant) == ("dr.fir", "lakeside")
+    assert len({key_of(one) for one in raised}) == 2
     assert "Nobody has reviewed it within 72 hours" in raised[0].evidence
-    told = finding(rule=UNREVIEWED, records=["test/receiver@1"])
-    keep(log, told)
+    keep(log, finding_record(raised[0]))
+    assert find(log.client)[0].records == ("test/receiver@1",)
     assert [one.records for one in late(Uses.of(stored.glass(log.client)), now, 72)] == [
         ("test/receiver@4",)
     ]
@@ -186,7 +188,7 @@ def shown_by(show, *arguments):
 def test_text_cannot_steer_a_terminal(text, lane):
     """No text of a finding, of its records or of what people said reaches the terminal as more."""
     raised = placed(finding(), 0) | {"rule": text, "subject": text, "evidence": text, "lane": lane}
-    raised |= {"origin": text, "details": json.dumps({text: text})}
+    raised |= {"origin": text, "details": json.dumps({"cause": text})}
     [one] = fold([raised], [])
     [one] = fold([raised], [said("explained", one, 1, text or "x") | {"reason": text}])
     record = placed(use(), 1) | dict.fromkeys(("subject", "reason", "path", "method"), text)
