@@ -16,6 +16,7 @@ from authz.cli.findings import (
     LookReason,
     Reason,
     age,
+    all_short,
     asking,
     group,
     look_of,
@@ -30,7 +31,7 @@ from authz.errors import UsageError
 from authz.record import clean, notice
 
 if TYPE_CHECKING:
-    from clickhouse_driver import Client
+    from authz.store.client import Client
 
 
 @group.command()
@@ -45,7 +46,7 @@ def breakglass(
     as_json: Json = False,
 ) -> None:
     """Uses of break-glass that nobody has reviewed. The look itself is recorded first."""
-    from authz.store.findings import glass  # noqa: PLC0415 - clickhouse-driver is slow to import
+    from authz.store.findings import glass
 
     look = look_of("findings breakglass", reason, {"late": late})
     options = sources(file, store, receiver)
@@ -97,7 +98,7 @@ def review(
 
 
 def _use(client: "Client", identity: str) -> Use:
-    from authz.store.findings import at  # noqa: PLC0415 - clickhouse-driver is slow to import
+    from authz.store.findings import at
 
     place = place_of(identity)
     if place is None:
@@ -122,7 +123,8 @@ def show_uses(uses: list[Use], hours: float, now_us: int, console: Console) -> N
         console.print("[bold]none[/] waits for a review")
         return
     table = Table()
-    for name in ("time (UTC), id", "who", "what", "stated", "review"):
+    table.add_column("time (UTC), id", overflow="fold", no_wrap=all_short(use.id for use in uses))
+    for name in ("who", "what", "stated", "review"):
         table.add_column(name, overflow="fold")
     for use in uses:
         when = Text(shown(use.time))
@@ -138,4 +140,6 @@ def show_uses(uses: list[Use], hours: float, now_us: int, console: Console) -> N
         table.add_row(when, who, what, Text(printable(use.reason)), review)
     console.print(table)
     past = sum(use.due(hours) <= now_us for use in uses)
-    console.print(f"[bold]{len(uses)} wait for a review[/], {past} of them late ({hours:g} hours)")
+    console.print(
+        f"[bold]waiting for a review: {len(uses)}[/], {past} of them for over {hours:g} hours"
+    )

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -21,9 +21,8 @@ from authz.errors import UsageError
 from authz.record import Record
 
 if TYPE_CHECKING:
-    from clickhouse_driver import Client
-
     from authz.report.findings import Act, Finding
+    from authz.store.client import Client
 
 group = typer.Typer(help="What was found, and what people say of it.", no_args_is_help=True)
 app.add_typer(group, name="findings")
@@ -62,8 +61,8 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """The findings that are open. The look itself is recorded first."""
-    from authz.report.findings import find  # noqa: PLC0415 - clickhouse-driver is slow to import
-    from authz.store.lookups import Window  # noqa: PLC0415
+    from authz.report.findings import find
+    from authz.store.lookups import Window
 
     now_us = time.time_ns() // 1000
     since_us = None if since is None else moment("--since", since, now_us)
@@ -97,7 +96,7 @@ def show(
 ) -> None:
     """One finding: its evidence, the records it names, and what people said of it. The look itself
     is recorded first."""
-    from authz.store import findings as stored  # noqa: PLC0415 - clickhouse-driver is slow to import
+    from authz.store import findings as stored
 
     look = look_of("findings show", reason, {"finding": identity})
     options = sources(file, store, receiver)
@@ -162,7 +161,7 @@ def _say(
     act: "Act", identity: str, reason: str, options: config.Config, data_dir: Path | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    from authz.report.findings import opinion  # noqa: PLC0415 - clickhouse-driver is slow to import
+    from authz.report.findings import opinion
 
     why = as_given("--reason", reason, "reason")
     finding = asking(options, lambda client: _found(client, identity))
@@ -193,8 +192,8 @@ def sources(file: Path | None, store: str | None, receiver: str | None) -> confi
 
 def asking(options: config.Config, ask: "Callable[[Client], T]") -> T:
     """What the database answers."""
-    from authz.store import migrations  # noqa: PLC0415 - clickhouse-driver is slow to import
-    from authz.store.client import QUERY_ERRORS, connect, explain  # noqa: PLC0415
+    from authz.store import migrations
+    from authz.store.client import QUERY_ERRORS, connect, explain
 
     assert options.store is not None
     try:
@@ -214,7 +213,7 @@ def look_of(
     def record(
         options: config.Config, data_dir: Path | None, patients: Sequence[str]
     ) -> dict[str, object]:
-        from authz.report.looks import look_notice  # noqa: PLC0415 - as above
+        from authz.report.looks import look_notice
 
         now_us = time.time_ns() // 1000
         told = record_it(
@@ -233,7 +232,7 @@ def place_of(identity: str) -> tuple[str, int] | None:
 
 
 def _found(client: "Client", identity: str) -> "Finding":
-    from authz.report.findings import find_one  # noqa: PLC0415 - clickhouse-driver is slow to import
+    from authz.report.findings import find_one
 
     place = place_of(identity)
     if place is None:
@@ -248,15 +247,17 @@ def show_list(findings: "Sequence[Finding]", more: int, now_us: int, console: Co
     """The findings as a person reads them, the newest last."""
     if findings:
         table = Table()
-        for name in ("time (UTC), id", "rule", "who", "evidence", "state"):
+        short = all_short(one.id for one in findings)
+        table.add_column("time (UTC), id", overflow="fold", no_wrap=short)
+        for name in ("rule", "who", "evidence", "state"):
             table.add_column(name, overflow="fold")
         for one in findings:
             when = Text(f"{shown(one.time)}\n")
             when.append(f"{age(now_us - one.time)} ago\n{printable(one.id)}", "dim")
             rule = Text(printable(one.lane), _LANES.get(one.lane, "none"))
             rule.append(f"\n{printable(one.rule)}", "none")
-            first = one.evidence.splitlines()[0] if one.evidence else ""
-            table.add_row(when, rule, _who(one), Text(printable(first)), _state(one))
+            saw = one.evidence.splitlines()[0] if one.evidence else ""
+            table.add_row(when, rule, _who(one), Text(printable(saw)), _state(one))
         console.print(table)
     if more:
         console.print(f"[yellow]and {more} older findings[/]; --limit shows more")
@@ -324,6 +325,11 @@ def _state(finding: "Finding") -> Text:
     if said := finding.counts:
         state.append(f"\nby {printable(said.by)}\n{shown(said.time)}", "not bold dim")
     return state
+
+
+def all_short(ids: Iterable[str]) -> bool:
+    """Whether a column may be as wide as `ids` are, so that they can be copied."""
+    return all(len(printable(one)) <= 40 for one in ids)
 
 
 def age(past_us: int) -> str:

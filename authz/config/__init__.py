@@ -14,11 +14,12 @@ from authz.config.keys import (
     Origin,
     Receiver,
     Watch,
+    Webhook,
     Witness,
 )
 
 __all__ = [
     "Address", "Config", "Disclosure", "ExtAuthz", "HostPort", "Origin", "Receiver", "Watch",
-    "Witness",
+    "Webhook", "Witness",
     "describe", "load",
 ]  # fmt: skip

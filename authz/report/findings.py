@@ -9,11 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from clickhouse_driver import Client
-
 from authz.detect.event import record_id
 from authz.record import Record, clean, details_of, notice
 from authz.store import findings as stored
+from authz.store.client import Client
 from authz.store.lookups import EVER, Window
 
 State = Literal["open", "acknowledged", "explained", "confirmed"]

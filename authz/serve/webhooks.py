@@ -39,7 +39,7 @@ from tenacity.wait import wait_random_exponential
 from authz import config
 from authz.detect.event import record_id
 from authz.errors import UsageError
-from authz.journal.segments import replace_file
+from authz.files import replace_file
 from authz.record import Record
 from authz.report.messages import FORMS, Manner
 from authz.store import findings

@@ -427,6 +427,7 @@ def test_fields_are_told():
 def test_metrics_exist():
     """Every metric that the documentation names is one that a process serves."""
     lines = "import authz.serve.ext_authz, authz.serve.receiver, authz.serve.console;"
+    lines += "import authz.serve.watch, authz.serve.webhooks;"
     lines += "import prometheus_client as p;"
     lines += "print(p.generate_latest().decode())"
     with world() as ours:
