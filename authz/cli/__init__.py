@@ -5,9 +5,11 @@ import sys
 
 from authz.cli import (  # noqa: F401 - each registers its commands
     block,
+    break_glass,
     demo,
     doctor,
     export,
+    findings,
     keys,
     lookup,
     migrate,

@@ -15,6 +15,7 @@ from authz.config.keys import (
     Receiver,
     Served,
     Watch,
+    Webhook,
     Witness,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "Receiver",
     "Served",
     "Watch",
+    "Webhook",
     "Witness",
     "describe",
     "load",

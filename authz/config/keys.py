@@ -179,6 +179,38 @@ class Console(Served):
     )
 
 
+class Webhook(_Section):
+    """Somebody who is told of findings over HTTP."""
+
+    name: str = Field(
+        pattern="^[a-z0-9-]{1,64}$",
+        description="what logs and metrics call it; what was sent is kept under it",
+    )
+    url: str = Field(
+        pattern=r"^https?://[^\s@]+$",
+        description="where findings are posted; for alertmanager its address, before /api/v2",
+    )
+    form: Literal["generic", "alertmanager", "slack"] = Field("generic", description="of a message")
+    lanes: tuple[Literal["act", "review"], ...] = Field(
+        ("act", "review"), description="which findings"
+    )
+    phi: bool = Field(
+        False, description="send evidence too: paths, stated reasons, what patients are known by"
+    )
+    subjects: bool = Field(
+        True, description="send whom it is about, or from what address; false where that is PHI"
+    )
+    secret: Path | None = Field(
+        None, description="file with the key that signs messages (Standard Webhooks), one a line"
+    )
+    ca: Path | None = Field(None, description="authority of its certificate, PEM")
+    plaintext: bool = Field(False, description="send without TLS even to another host")
+    timeout_seconds: float = Field(10, gt=0, le=300, description="of one attempt")
+    link: str = Field(
+        "", pattern=r"^(https?://\S+)?$", description="where people see it; {id} is the finding's"
+    )
+
+
 class Watch(_Section):
     """Detection: what is unusual, and how much of it is told."""
 
@@ -196,6 +228,10 @@ class Watch(_Section):
     zone: str = Field("UTC", description="time zone of the people's days: Europe/Berlin")
     history_days: int = Field(45, ge=0, le=3650, description="learnt from at the first start")
     metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
+    webhooks: tuple[Webhook, ...] = Field((), description="who is told of findings")
+    break_glass_hours: float = Field(
+        72, gt=0, le=8760, description="when a use of break-glass without a review is a finding"
+    )
 
 
 class Journal(_Section):

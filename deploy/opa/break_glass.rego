@@ -4,8 +4,10 @@ package envoy.authz
 
 glass_reason := headers["x-break-glass"]
 
-# An empty header asks for nothing.
-glass_asked if regex.match(`[^ ]`, glass_reason)
+# A reason has a letter or a digit, of whatever script. Anything less asks for nothing: two empty
+# headers, which arrive as one comma, do not open a chart. (The embedded engine sees a tab as `\t`:
+# what follows a backslash does not count.)
+glass_asked if regex.match(`(^|[^\\])[0-9A-Za-z]|[^\s!-~]`, glass_reason)
 
 may_break_glass if {
 	some role in able_roles

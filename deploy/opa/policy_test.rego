@@ -286,6 +286,15 @@ test_break_glass_needs_a_reason if {
 	denied(with_header(emergency, "fhir/Patient/p-0100", "x-break-glass", " "), "not on the care team")
 }
 
+test_break_glass_reason_is_more_than_punctuation if {
+	every reason in ["", ",", ", ,", "-", "...", "\t", "?!", "_"] {
+		denied(with_header(emergency, "fhir/Patient/p-0100", "x-break-glass", reason), "not on the care team")
+	}
+	every reason in ["x", "7", "意識不明", "é"] {
+		audit(with_header(emergency, "fhir/Patient/p-0100", "x-break-glass", reason)).break_glass
+	}
+}
+
 test_break_glass_is_for_roles_that_may if {
 	doc := with_header(nurse, "fhir/Patient/p-0001", "x-break-glass", "just looking")
 	denied(doc, "nurse may not break the glass")

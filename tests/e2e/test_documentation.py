@@ -438,6 +438,7 @@ def test_metrics_exist():
     """Every metric that the documentation names is one that a process serves, and of those that
     are served none is left out."""
     lines = "import authz.serve.ext_authz, authz.serve.receiver, authz.serve.console;"
+    lines += "import authz.serve.watch, authz.serve.webhooks;"
     lines += "import prometheus_client as p;"
     lines += "print(p.generate_latest().decode())"
     with world() as ours:

@@ -132,6 +132,10 @@ ODD = [
     Request("fir", "GET", "/fhir/Patient/p-0100", {"x-break-glass": " bewußtlos \u2713 "}),
     Request("fir", "GET", "/fhir/Patient/p-0100", {"x-break-glass": "x" * 500}),
     Request("fir", "GET", "/fhir/Patient/p-0100", {"x-break-glass": "  "}),
+    *(
+        Request("fir", "GET", "/fhir/Patient/p-0100", {"x-break-glass": reason})
+        for reason in (",", ", -", "\t", "~_`", "7", "\u00e9", "\u610f\u8b58\u4e0d\u660e")
+    ),
     Request("fir", "GET", "/fhir/Patient/p-0100", {"x-break-glass": 'he said "help" \\ twice'}),
     Request("alder", "GET", '/fhir/Patient/a"]},"allowed":true,"z":{"y":["'),
     Request("alder", "GET", '/fhir/Observation?patient=p-0001,a"]},"allowed":true,"z":{"y":["'),

@@ -1,0 +1,90 @@
+"""Findings, what people said of them, and uses of break-glass: what is asked of the database.
+
+Each answer is whole records, for these are few; a row that is there twice is told once. Errors are
+`authz.store.client.QUERY_ERRORS`.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from clickhouse_driver import Client
+
+from authz.record import Record
+from authz.store import checkpoints, rows
+from authz.store.lookups import EVER, Window
+
+SAID = ("finding_acknowledged", "finding_explained", "finding_confirmed")
+
+_RAISED = "kind = 'finding' AND event = 'raised'"
+_SAID = "kind = 'notice' AND event IN %(events)s"
+_GLASS = (
+    "(kind = 'decision' AND break_glass AND allowed)"
+    " OR (kind = 'notice' AND event = 'break_glass_reviewed')"
+    " OR (kind = 'finding' AND rule = 'break_glass_unreviewed')"
+)
+
+
+def raised(
+    client: Client, window: Window = EVER, subject: str = "", lane: str = ""
+) -> list[Record]:
+    """The findings of a time, in the order in which they were sealed."""
+    conditions = [_RAISED, window.condition]
+    conditions += ["subject = %(subject)s"] if subject else []
+    conditions += ["lane = %(lane)s"] if lane else []
+    values = {"subject": subject, "lane": lane, **window.values}
+    return _select(client, " AND ".join(conditions), values)
+
+
+def said(client: Client, since_us: int, ids: Collection[str] = ()) -> list[Record]:
+    """The notices in which people say something of findings, from `since_us` on (of `ids` only, if
+    there are any): nothing can be said of a finding before it is there."""
+    window = Window(since_us)
+    condition = f"{_SAID} AND {window.condition}"
+    if ids:
+        condition += " AND hasAny(records, %(ids)s)"
+    return _select(client, condition, {"events": SAID, "ids": sorted(ids), **window.values})
+
+
+def at(client: Client, places: Iterable[tuple[str, int]]) -> list[Record]:
+    """The records at these places, each a log and an index; those that are not there are not."""
+    found = tuple(sorted(set(places)))
+    if not found:
+        return []
+    return _select(client, "(origin, index) IN %(places)s", {"places": found})
+
+
+def glass(client: Client, window: Window = EVER) -> list[Record]:
+    """Uses of break-glass, their reviews, and the findings that told one as late."""
+    return _select(client, f"({_GLASS}) AND {window.condition}", window.values)
+
+
+def ends(client: Client) -> dict[str, int]:
+    """Of each log the number of records that are stored for certain: a checkpoint comes after its
+    rows."""
+    return {origin: size for origin, size, _ in checkpoints.newest(client)}
+
+
+def after(client: Client, told: Mapping[str, int], limit: int) -> list[Record]:
+    """The first `limit` findings beyond those of index `told` in each log (all of a log that is not
+    in it), in the order in which they were sealed."""
+    found: list[Record] = []
+    condition = f"{_RAISED} AND origin = %(origin)s AND index > %(told)s AND index < %(end)s"
+    # `rows.select` has no limit of its own: the places come first, the records of few after them.
+    query = f"SELECT DISTINCT index FROM audit_log WHERE {condition} ORDER BY index LIMIT %(limit)s"
+    for origin, end in ends(client).items():
+        values = {"origin": origin, "told": told.get(origin, -1), "end": end, "limit": limit}
+        places = [(origin, index) for (index,) in client.execute(query, values)]
+        found += at(client, places)
+    return sorted(found, key=_sealed)[:limit]
+
+
+def _select(client: Client, condition: str, values: Mapping[str, Any]) -> list[Record]:
+    by_place = {
+        (record.get("origin"), record.get("index", 0)): record
+        for record in rows.select(client, condition, values)
+    }
+    return sorted(by_place.values(), key=_sealed)
+
+
+def _sealed(record: Record) -> tuple[Any, ...]:
+    return record.get("sealed_at", 0), record.get("origin", ""), record.get("index", 0)
