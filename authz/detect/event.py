@@ -80,10 +80,7 @@ class Events:
 
 
 def record_id(record: Record) -> str:
-    """The decision id, which all records of a request share; without one, ``ORIGIN@INDEX``; of a
-    record that is in no log either, its request id."""
-    if decision := record.get("decision_id"):
-        return str(decision)
+    """``ORIGIN@INDEX``; of a record that is in no log yet, whatever names its request."""
     if "origin" in record:
         return f"{record['origin']}@{record.get('index', 0)}"
-    return str(record.get("request_id", ""))
+    return str(record.get("decision_id") or record.get("request_id") or "")

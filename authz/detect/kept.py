@@ -20,6 +20,8 @@ class Kept:
     version: int = VERSION
     next: dict[str, int] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
+    causes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """By a finding's id, whom it is about and its cause: for what people say of it."""
 
 
 @cache

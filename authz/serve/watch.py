@@ -8,7 +8,7 @@ findings are told by their keys from those that are on record or in the journal.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 
 import orjson
@@ -18,14 +18,19 @@ from prometheus_client import Counter, Gauge
 from authz.blocks import Blocks
 from authz.config import Config
 from authz.detect import kept
+from authz.detect.break_glass import Uses, late, use_of, without_reason
 from authz.detect.detector import Finding, detector_of
+from authz.detect.event import record_id
 from authz.detect.record import finding_record, key_of
 from authz.journal.chain import split
 from authz.record import Record, details_of
 from authz.serve import grpc_server
+from authz.serve.webhooks import Webhooks
 from authz.serve.writer import Writer, now_us
 from authz.store import watched
 from authz.store.client import QUERY_ERRORS, Client, connect, explain
+from authz.store.findings import glass
+from authz.store.lookups import Window
 from authz.store.migrations import check
 
 _LOOK_SECONDS = 0.5
@@ -34,6 +39,9 @@ _BUSY = 5_000  # when so many were new, more may be there already
 _KEPT_SECONDS = 60
 _HOUR_US = 3_600_000_000
 _DRAIN_SECONDS = 10
+_LATE_HOURS = 24 * 30  # a use is told as late at most so long after its deadline
+_SPOKEN_OF = 20_000  # findings, the newest, of which people may still say something
+_LATE_SECONDS = 60  # how often that is looked at
 
 RECORDS = Counter("authz_watch_records", "Records that were looked at")
 FINDINGS = Counter("authz_findings", "Findings", ["rule", "lane"])
@@ -77,7 +85,7 @@ class Watch:
         if not batch:
             return 0
         batch.sort(key=lambda record: (record.get("time", 0), record.get("index", 0)))
-        found = [finding for record in batch for finding in self._detector.add(record)]
+        found = [finding for record in batch for finding in self._of(record)]
         self._raise([finding for finding in found if finding.time >= self._silent_until])
         self._moved = True
         RECORDS.inc(len(batch))
@@ -86,6 +94,30 @@ class Watch:
         memory = self._kept.memory
         UNEXPLAINED.set(memory.unexplained / max(memory.accesses, 1))
         return len(batch)
+
+    def _of(self, record: Record) -> Iterator[Finding]:
+        """What a record gives cause for. What people say of findings is learnt from."""
+        yield from self._detector.add(record)
+        if (use := use_of(record)) and (finding := without_reason(use)):
+            yield finding
+        event = record.get("event")
+        if record.get("kind") == "finding" and event == "raised":
+            cause = details_of(record).get("cause", "")
+            causes = self._kept.causes
+            causes[record_id(record)] = str(record.get("subject", "")), str(cause)
+            if len(causes) > _SPOKEN_OF:
+                del causes[next(iter(causes))]
+        elif event in ("finding_explained", "finding_confirmed"):
+            for name in record.get("records", ()):  # type: ignore[union-attr]
+                if known := self._kept.causes.get(name):
+                    self._detector.reviewed(*known, confirmed=event == "finding_confirmed")
+
+    def late(self) -> None:
+        """Raise uses of break-glass that nobody has reviewed in time."""
+        now = now_us()
+        hours = self._options.break_glass_hours
+        window = Window(now - int((hours + _LATE_HOURS) * _HOUR_US))
+        self._raise(late(Uses.of(glass(self._client, window)), now, hours))
 
     def keep(self, *, now: bool = False) -> None:
         """Keep what was learnt, if it is time to, or `now`."""
@@ -137,6 +169,9 @@ async def serve(config: Config, tell: Tell, *, once: bool) -> None:
     try:
         await asyncio.to_thread(check, client)
         watch = await asyncio.to_thread(Watch, config, client, writer, tell)
+        if config.watch.webhooks:
+            webhooks = Webhooks(config.watch.webhooks, config.data_dir, store)
+            loops.append(webhooks.run)
         if writer:
             writer.start()
             blocks = Blocks.load(config.data_dir / "blocks.json")
@@ -165,10 +200,14 @@ async def serve(config: Config, tell: Tell, *, once: bool) -> None:
 
 async def _follow(watch: Watch, store: str, stopped: asyncio.Event, *, once: bool) -> None:
     """Look until `stopped`; `once` through sets it."""
+    due = 0.0
     while not stopped.is_set():
         looked = 0
         try:
             looked = await asyncio.to_thread(watch.look)
+            if time.monotonic() >= due and looked < _BUSY:
+                await asyncio.to_thread(watch.late)
+                due = time.monotonic() + _LATE_SECONDS
         except QUERY_ERRORS as error:
             if once:
                 raise
