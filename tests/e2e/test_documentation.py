@@ -235,6 +235,11 @@ def test_commands(parts, checked, tmp_path, block, request):
         (tmp_path / "tests").symlink_to(CHECKOUT / "tests")
     shutil.copy(parts.directory / "data" / "receiver" / "trust.yaml", tmp_path / "trust.yaml")
     (tmp_path / "data").symlink_to(parts.directory / "data")
+    (tmp_path / "feeds").mkdir()
+    (tmp_path / "feeds" / "people.csv").write_text(
+        "subject,role,status\ndr.alder,physician,active\n"
+    )
+    (tmp_path / "records.ndjson").write_text('{"kind":"access","subject":"dr.alder","time":1}\n')
     done = run(["sh", "-eu", "-c", block.text], parts.world, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
