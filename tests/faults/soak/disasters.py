@@ -9,7 +9,8 @@ from random import Random
 
 from .house import CHECKERS, CLOCKED, DISKS, ENVOYS, House
 
-_OFFSETS = (-3 * 86_400, -3600, -60, -2, 2, 60, 3600, 3 * 86_400)  # seconds
+_OFFSETS = (-3 * 86_400, -3600, -60, -2, 2, 60, 540, 3600, 3 * 86_400)  # seconds
+_MOST_AHEAD = 540  # of the receiver: from ten minutes on, `authz verify` says so (backdated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,9 @@ def _one(random: Random, house: House, seconds: float) -> Disaster:
     lasts = random.choice((0, random.uniform(0, 1), random.uniform(0, seconds)))
     match kind:
         case "clock":
-            return Disaster(kind, random.choice(CLOCKED), lasts + 1, random.choice(_OFFSETS))
+            part, amount = random.choice(CLOCKED), random.choice(_OFFSETS)
+            amount = min(amount, _MOST_AHEAD) if part == "receiver" else amount
+            return Disaster(kind, part, lasts + 1, amount)
         case "disk full":
             return Disaster(kind, random.choice(list(DISKS)), lasts + 1)
         case "certificate":
