@@ -262,6 +262,7 @@ def main() -> None:
                     options.lasting)  # fmt: skip
         found = asyncio.run(_watched(soak, console))
         _show(soak, found, console)
+        asyncio.run(here.terminate("clickhouse"))
         if options.keep or found.wrong:
             kept = Path(tempfile.mkdtemp(prefix="authz-soak-kept-"))
             shutil.copytree(directory, kept, dirs_exist_ok=True,
