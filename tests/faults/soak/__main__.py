@@ -51,6 +51,7 @@ class Soak:
     random: Random
     seconds: float
     lasting: float
+    console: Console
     struck: list[Struck] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     rounds: int = 0
@@ -88,7 +89,10 @@ class Soak:
         self.wrong += filter(None, await asyncio.gather(*map(self._late, disasters)))
         mended = time.monotonic()
         await self._well(self.now)
-        self.slowest = max(self.slowest, time.monotonic() - mended)
+        took = time.monotonic() - mended
+        self.slowest = max(self.slowest, took)
+        self.console.print(f"{time.monotonic() - self.begun:5.0f} s  {self.now}: {mended - begun:.1f} s,"
+                           f" well after {took:.1f} s", highlight=False)  # fmt: skip
         self.struck += [Struck(one, begun, time.monotonic()) for one in disasters]
         self.rounds += 1
 
@@ -259,7 +263,7 @@ def main() -> None:
         console.print("no disk gets full: this user may not mount one (unshare)")
     with house(directory, disks=disks) as here:
         soak = Soak(here, Load(here, options.seed), Random(options.seed), options.minutes * 60,
-                    options.lasting)  # fmt: skip
+                    options.lasting, console)  # fmt: skip
         found = asyncio.run(_watched(soak, console))
         _show(soak, found, console)
         asyncio.run(here.terminate("clickhouse"))
