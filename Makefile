@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/authz demo
@@ -15,6 +15,12 @@ test: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not alone'
 	$(BIN)/pytest -m alone
+
+# Breaks the whole house at random under load: for MINUTES, drawn from SEED. Needs OPA; a C compiler
+# for clocks that are set, and the right to mount (user namespaces do) for disks that get full.
+MINUTES ?= 5
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 $(VENV)/.demo: pyproject.toml setup.py $(wildcard protos/authz/v1/*.proto)
 	@echo "Setting up $(VENV), once: about 1.5 GB from PyPI, which takes some minutes"

@@ -65,7 +65,7 @@ _READ_BYTES, _READ_ROWS = 4 << 20, 10_000
 class _Framed:
     """What becomes true of the log once what was framed last is durable."""
 
-    sealed_at: int
+    sealed: tuple[int, int]  # as `Log._sealed`
     places: dict[str, Place]
     blocks: Standing
     keys: tuple[str, ...]
@@ -114,11 +114,12 @@ class Log:
         # What the journal holds beyond the stored part tells where writers and clock stand.
         self.writers = dict(self.stored.writers)
         self.privacy_key_id = self.stored.privacy_key_id
-        self._sealed_at = self.stored.sealed_at
+        self._sealed = self.stored.sealed_at, 0  # the last leaf's time; when, on a stopwatch
         self.blocks = self.stored.blocks  # never changed, only replaced as a whole
         self._walk(journal.reader(self.stored.tree.size))
         self._want_keys()
-        self._framed = _Framed(self._sealed_at, {}, self.blocks, self.keys)
+        self._sealed = self._sealed[0], time.monotonic_ns()
+        self._framed = _Framed(self._sealed, {}, self.blocks, self.keys)
         self._recent = Recent()
         self._stored_at = -math.inf  # on a stopwatch: when a batch was, last
         self._reader: Reader | None = None
@@ -150,13 +151,20 @@ class Log:
             return Checkpoint.parse(self._note)
         return Checkpoint(self.origin, self.stored.tree.size, self.stored.tree.root())
 
+    def now_us(self) -> int:
+        """The log's clock, microseconds since the epoch. It never goes back: where the machine's
+        was set back, it goes on at half its pace until that has caught up. (If it stood still, no
+        interval of the log's account would end until then, and no gap be told.)"""
+        sealed_at, when = self._sealed
+        return max(time.time_ns() // 1000, sealed_at + (time.monotonic_ns() - when) // 2000)
+
     # Step 1: into the journal (its thread).
 
     def frame(self, items: Sequence[Sequence[Entry]], first: int) -> list[bytes]:
         """The payloads of groups of records (each of one writer, and as `clean` leaves them), the
-        first at index `first`, sealed at the clock's now (or the last leaf's time, when the clock
-        went back)."""
-        now = max(self._sealed_at, time.time_ns() // 1000)
+        first at index `first`, sealed now by the log's clock."""
+        now = self.now_us()
+        sealed = now, time.monotonic_ns()
         origin = self._signer.name
         places: dict[str, Place] = {}
         told: list[Record] = []  # what may be a block, or a finding
@@ -188,12 +196,12 @@ class Log:
         size = sum(map(len, payloads))
         held = Leaves(first, records, leaves, hashes, attachments, size)
         blocks, keys = self.blocks.after(told), keys_after(self.keys, told)
-        self._framed = _Framed(now, places, blocks, keys, held)
+        self._framed = _Framed(sealed, places, blocks, keys, held)
         return payloads
 
     def committed(self) -> None:
         framed = self._framed
-        self._sealed_at, self.blocks, self.keys = framed.sealed_at, framed.blocks, framed.keys
+        self._sealed, self.blocks, self.keys = framed.sealed, framed.blocks, framed.keys
         self.writers.update(framed.places)
         if framed.leaves:
             self._recent.add(framed.leaves)
@@ -347,7 +355,7 @@ class Log:
                     self.writers[str(record["writer"])] = place
                 sealed_at = record["sealed_at"]
                 assert isinstance(sealed_at, int)
-                self._sealed_at = sealed_at
+                self._sealed = sealed_at, 0
         reader.close()
 
     def _load_state(self) -> State:

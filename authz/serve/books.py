@@ -1,7 +1,6 @@
 """Keeps the log's own account of itself (`authz.receiver.accounts`), as its records are stored."""
 
 import asyncio
-import time
 
 import structlog
 
@@ -72,5 +71,5 @@ class Books:
             return []
         now_us = self._accounts.newest
         if not self._log.waiting():
-            now_us = max(now_us, time.time_ns() // 1000)
+            now_us = max(now_us, self._log.now_us())
         return self._accounts.close(now_us, self._database)

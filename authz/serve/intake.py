@@ -131,7 +131,7 @@ class Intake:
         return [(access_record(entry, node, self._resources, self._key), b"") for entry in ends]
 
     def _note_under_way(self, entries: list[Access]) -> None:
-        now_us = time.time_ns() // 1000
+        now_us = self._log.now_us()
         for entry in entries:
             said = entry.get("authz")
             if "end_of_stream" in entry or not isinstance(said, dict) or "decision_id" not in said:

@@ -174,7 +174,7 @@ def _accounts(options: Receiver, log: Log, intake: Intake) -> Accounts:
         patience_seconds=options.writer_patience_seconds,
         caught_up=intake.caught_up,
         under_way=intake.under_way,
-        started_us=time.time_ns() // 1000,
+        started_us=log.now_us(),
     )
 
 

@@ -77,6 +77,43 @@ def test_crash_between_journal_and_database(log, limit, monkeypatch):
     assert (report.findings, report.gaps, report.matched) == ([], {}, 10)
 
 
+def test_clock_set_back(log, monkeypatch):
+    """A clock that was an hour ahead for a moment keeps no gap from being told: the log's own goes
+    on, under traffic and without, and is told as it is counted by a verifier."""
+    clock, stopwatch = time.time_ns(), time.monotonic_ns()
+    monkeypatch.setattr("time.time_ns", lambda: clock)
+    monkeypatch.setattr("time.monotonic_ns", lambda: stopwatch)
+    ahead = 3_600_000_000_000
+
+    async def live():
+        nonlocal clock, stopwatch
+        clock += ahead
+        with books(log) as kept:
+            requests(log, "a")
+            log.append(log.written([{"kind": "decision", "decision_id": "x", "allowed": True}]))
+            clock -= ahead
+            for name in "bcdefgh":
+                await kept.keep(log.seal())
+                clock += 8_000_000_000
+                stopwatch += 8_000_000_000
+                requests(log, name)
+            await kept.keep(log.seal())
+            assert [(one["decisions"], one["missing"]) for one in summaries(log)][:1] == [(4, 1)]
+            clock += 40_000_000_000
+            stopwatch += 40_000_000_000
+            while log.log.waiting():
+                await kept.keep(log.seal())
+            await kept.keep(None)
+            while log.log.waiting():
+                await kept.keep(log.seal())
+
+    asyncio.run(live())
+    assert sum(one["decisions"] for one in summaries(log)) == 9
+    report = verify_store(log.client, TRUST)
+    assert [one.kind for one in report.findings] == ["backdated"]
+    assert report.gaps == {"no_access": 1}
+
+
 DAMAGED = ["", "{", "[]", "{}", '{"first": "x", "end": [], "until": {}, "as_of": null}']
 
 

@@ -106,16 +106,29 @@ def test_another_key_is_refused(log):
 
 
 def test_clock_step(log, monkeypatch):
-    """When the clock goes back, sealed_at stays where it was, also over a restart."""
-    times = iter([100_000, 50_000, 40_000, 200_000])
-    monkeypatch.setattr("authz.receiver.sequence.time.time_ns", lambda: next(times) * 1000)
-    log.append(records(1))
-    log.append(records(1))
+    """When the clock goes back, sealed_at goes on at half its pace until the clock has caught up,
+    also over a restart."""
+    clock, stopwatch = 100_000_000, 0
+    monkeypatch.setattr("authz.receiver.sequence.time.time_ns", lambda: clock)
+    monkeypatch.setattr("authz.receiver.sequence.time.monotonic_ns", lambda: stopwatch)
+
+    def append(seconds=0, step=0):
+        """After so many thousandths, and with the clock set by others."""
+        nonlocal clock, stopwatch
+        stopwatch += seconds * 1_000_000
+        clock += (seconds + step) * 1_000_000
+        log.append(records(1))
+
     log.restart()
-    log.append(records(1))
-    log.append(records(1))
+    append()
+    append(step=-50)
+    append(20)
+    append(20)
+    log.restart()
+    append(40)
+    append(40)
     sealed = [record["sealed_at"] for record in log.log.seal(10).records]
-    assert sealed == [100_000, 100_000, 100_000, 200_000]
+    assert sealed == [100_000, 100_000, 110_000, 120_000, 140_000, 170_000]
 
 
 def test_writers_places(log):

@@ -1,6 +1,6 @@
 """kill -9 at random moments, and after each the whole count and verification.
 
-    python -m tests.faults.soak [--kills N] [--seed S]
+    python -m tests.faults.kills [--kills N] [--seed S]
 
 Of ten kills eight hit the receiver, one ClickHouse, one both; a quarter of them while it starts,
 the rest under load. Exit 1 at the first record that is lost, doubled or wrongly told a gap.
@@ -97,7 +97,7 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     begun, console = time.monotonic(), Console()
-    directory = Path(tempfile.mkdtemp(prefix="authz-soak-"))
+    directory = Path(tempfile.mkdtemp(prefix="authz-kills-"))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(f"seed {options.seed}", total=options.kills)
         try:

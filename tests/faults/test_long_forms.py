@@ -5,7 +5,7 @@ import os
 from random import Random
 
 from .away import away
-from .soak import soak
+from .kills import soak as kills
 
 SEED = int(os.environ.get("AUTHZ_TEST_SEED", "0")) or Random().randrange(1, 1 << 32)
 KILLS = 5
@@ -16,7 +16,7 @@ def test_killed_at_random(tmp_path):
     """Receiver and ClickHouse killed at random moments: after each, what was acknowledged is in the
     log, once, the log verifies, and no gap is told that is none."""
     print(f"AUTHZ_TEST_SEED={SEED}")
-    total = soak(tmp_path, KILLS, SEED, lambda *_: None)
+    total = kills(tmp_path, KILLS, SEED, lambda *_: None)
     print(dict(total))
     assert total["records"] > 100
 
