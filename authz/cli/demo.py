@@ -220,7 +220,7 @@ def _suggest(addresses: dict[str, Any], run: Any, console: Console) -> None:
             ["sed", "-i", '/"nurse"/,/"reach"/ s/care_team/population/', str(policy / "data.json")],
         "the nurse again, a second later (200)":
             [*ask, f"authorization: Bearer {tokens['hazel']}", chart],
-        "ext-authz's metrics: decisions by outcome and reason, the policy in force, and more":
+        "ext-authz's metrics: decisions by outcome, the policy in force":
             ["curl", "-sS", run.stack.metrics],
         "is the log intact, and is anything missing?":
             [*authz, "verify", "--config", str(config), "--trust", addresses["trust"]],
