@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak clean
+.PHONY: demo test bench soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/authz demo
@@ -21,6 +21,11 @@ test: $(VENV)/.dev
 MINUTES ?= 5
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+# All benchmarks, into docs/benchmarks.md: half an hour, on a machine with nothing else to do.
+# PLUGIN is the program opa-envoy-plugin, the Check path's peer.
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.bench $(if $(PLUGIN),--plugin $(PLUGIN))
 
 $(VENV)/.demo: pyproject.toml setup.py $(wildcard protos/authz/v1/*.proto)
 	@echo "Setting up $(VENV), once: about 1.5 GB from PyPI, which takes some minutes"

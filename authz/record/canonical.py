@@ -8,6 +8,7 @@ from authz.record.schema import FIELD, MAX_INT, Field, Record, Value
 
 _PLAIN = frozenset((str, int, bool))
 _TYPES = {"text": str, "int": int, "time": int, "bool": bool, "texts": list}
+_ITEMS = {name: field.items for name, field in FIELD.items()}
 _BOUNDS = {name: (_TYPES[field.type], field.cap) for name, field in FIELD.items()}
 
 
@@ -76,9 +77,19 @@ def fit(record: Record) -> Record:
         elif kind is int:
             if not 0 < value <= cap:  # type: ignore[operator]
                 return clean(record)
-        elif kind is list and value != _clean(FIELD[name], value):
+        elif kind is list and not _fits(value, _ITEMS[name], cap):  # type: ignore[arg-type]
             return clean(record)
     return record
+
+
+def _fits(items: list[str], most: int, cap: int) -> bool:
+    """Whether nothing of an array has to be cut or escaped."""
+    if len(items) > most:
+        return False
+    for item in items:
+        if item.__class__ is not str or len(item) > cap or not item.isascii():
+            return False
+    return True
 
 
 def misfit(record: Mapping[str, object]) -> str:

@@ -139,10 +139,7 @@ def optimise(
     height, total = np.append(np.inf, height[order]), np.append(0.0, np.cumsum(step[order]))
     together = np.append(height[1:] != height[:-1], True)
     height, total = height[together], total[together]
-    if threshold is None:
-        place = int(np.argmax(total))
-    else:
-        place = int(np.sum(height >= threshold)) - 1
+    place = int(np.argmax(total)) if threshold is None else int(np.sum(height >= threshold)) - 1
     windows = sum(len(series.windows) for series in files)
     perfect = windows * (profile.found + profile.missed)
     reached = float(height[place]) if threshold is None else threshold

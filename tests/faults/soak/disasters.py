@@ -135,7 +135,9 @@ def drawn(random: Random, house: House, seconds: float) -> list[Disaster]:
 
 
 def _one(random: Random, house: House, seconds: float) -> Disaster:
-    everybody = ["receiver"] * 3 + ["clickhouse", "opa"] * 2 + [*CHECKERS, *ENVOYS] * 2 + ["service"]
+    everybody = (
+        ["receiver"] * 3 + ["clickhouse", "opa"] * 2 + [*CHECKERS, *ENVOYS] * 2 + ["service"]
+    )
     kinds = ["SIGKILL"] * 4 + ["SIGTERM"] * 3 + ["SIGSTOP"] * 3 + ["certificate"] * 2
     kinds += ["clock"] * 3 if house.clocked else []
     kinds += ["disk full"] * 3 if house.disks else []

@@ -178,5 +178,7 @@ def _mutated_log(random: Random, *, named: bool) -> bytes:
         random.choice((mutation._any_field, mutation._less, mutation._twice))(message, random)  # type: ignore[arg-type]
     wire: bytes = message.SerializeToString()
     if random.random() < 0.3:
-        wire = random.choice(mutation._BYTE_CHANGES)(wire, random, [wire, log_message(ids, named=True)])
+        wire = random.choice(mutation._BYTE_CHANGES)(
+            wire, random, [wire, log_message(ids, named=True)]
+        )
     return wire

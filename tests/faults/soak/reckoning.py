@@ -79,11 +79,14 @@ class _Log:
         ask = house.query
         self.decisions: dict[str, list[Decision]] = defaultdict(list)
         self.traces: dict[str, list[Decision]] = defaultdict(list)
-        for name, trace, allowed, discloses, reason in ask(
-            "SELECT decision_id, argMax(trace_id, index), argMax(allowed, index),"
-            " argMax(discloses, index), argMax(reason_code, index) FROM decisions"
-            " GROUP BY decision_id"
-        ) or ():
+        for name, trace, allowed, discloses, reason in (
+            ask(
+                "SELECT decision_id, argMax(trace_id, index), argMax(allowed, index),"
+                " argMax(discloses, index), argMax(reason_code, index) FROM decisions"
+                " GROUP BY decision_id"
+            )
+            or ()
+        ):
             one = Decision(name, allowed, discloses, reason)
             self.decisions[name].append(one)
             self.traces[trace].append(one)
@@ -101,9 +104,12 @@ class _Log:
         self.accesses: Counter[str] = Counter()
         self.invented: Counter[str] = Counter()  # by who told them
         self.bypasses: Counter[str] = Counter()
-        for name, writer, reached, number in ask(
-            "SELECT decision_id, writer, upstream != '' AS reached, count() FROM accesses GROUP BY ALL"
-        ) or ():
+        for name, writer, reached, number in (
+            ask(
+                "SELECT decision_id, writer, upstream != '' AS reached, count() FROM accesses GROUP BY ALL"
+            )
+            or ()
+        ):
             if name in self.decisions:
                 self.accesses[name] += number
             elif name:
