@@ -186,6 +186,10 @@ def test_block_ends_by_itself(stack):
         (["block", "x" * 257, "--for", "1h", "--reason", "r"], "SUBJECT: want text"),
         (["block", b"\xff", "--for", "1h", "--reason", "r"], "SUBJECT: want text"),
         (["block", "a", "--for", "1h", "--reason", "r"], "--receiver is missing"),
+        (["block", "--for", "1h", "--reason", "r"], "SUBJECT is missing"),
+        (["block", "--for", "1h", "--reason", "r", "--finding", "o@1"], "give the --store"),
+        (["block", "a", "--for", "1h", "--reason", "r", "--finding", "o"], "demo/receiver@10"),
+        (["block", "a", "--for", "1h", "--reason", "r", "--finding", f"o@{2**53}"], "indexes end"),
         (["unblock", "a", "--receiver", "nowhere"], "receiver"),
     ],
 )

@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 import yaml
 from faults.feeding import ORIGIN, Feeder, Site, database, ready, site
+from streams import now_us
 
 from authz.blocks import block_notice
 from authz.ledger import Checkpoint
@@ -18,6 +19,7 @@ from authz.store.client import connect
 from authz.trust import load_trust
 from authz.verify import verify_store
 
+FINDING = {"kind": "finding", "event": "raised", "subject": "dr.ash", "lane": "act", "rule": "r"}
 SECOND = f"{ORIGIN}-2"
 SLOW = {"AUTHZ_RECEIVER__BATCH_SECONDS": "60", "AUTHZ_RECEIVER__BATCH_ROWS": "1000000"}
 
@@ -55,6 +57,7 @@ async def lost(directory, store, *, trimmed=False):
                 feeder.writer.journal._segment_bytes = 4000
             await feeder.feed(0.5)
             feeder.writer.write((block_notice("dr.oak", 2**52, "lost badge", "me", 1), b""))
+            feeder.writer.write((FINDING, b""))
             await feeder.settle()
             assert receiver.stop() == 0
             before = stored(receiver)
@@ -118,6 +121,7 @@ def test_the_disk_is_lost(tmp_path, clickhouse):
                 await feeder.feed(0.3)
                 await feeder.settle()
                 assert feeder.writer.blocked("dr.oak"), "a block of the old log is in force"
+                assert feeder.writer.blocks.risk(["dr.ash"], now_us()), "and so is a finding"
                 assert feeder.writer.identity.origin == SECOND
                 told = await gaps(following)
             finally:
