@@ -18,16 +18,15 @@ BATCHES = (1, 255, 44, 300, 100)
 SIZE = sum(BATCHES)
 ORIGIN = SIGNER.name
 TABLES = ("audit_log", "tiles", "checkpoints", "policies", "sealed_originals")
-NOW = time.time_ns() // 1000
 CARRIED = {hashlib.sha256(text).hexdigest(): text for text in (b"0123abcd.sealed", b"package a")}
 SEALED, REVISION = CARRIED
 
 
-def exchange(number):
+def exchange(number, now):
     """A decision and its access."""
     decision = {
         "kind": "decision",
-        "time": NOW + number,
+        "time": now + number,
         "decision_id": f"d{number}",
         "subject": f"person {number}\\xff",
         "roles": ["physician"],
@@ -49,11 +48,12 @@ def written(log, records):
 def fill(log, spoil=None, begin=lambda _number: None):
     """`SIZE` records of a writer with its signed heads, and of Envoy, in `BATCHES`. `spoil` does
     to the records what a dishonest receiver could; `begin` is called before each batch."""
-    mine = [log.identity.start_notice(NOW, "1")]
+    now = time.time_ns() // 1000
+    mine = [log.identity.start_notice(now, "1")]
     theirs, number = [], 0
     payloads = []
     while len(mine) + len(theirs) < SIZE:
-        decision, access = exchange(number)
+        decision, access = exchange(number, now)
         mine.append(decision | ({"sealed": SEALED} if number in (50, 150) else {}))
         theirs.append(access)
         number += 1
@@ -61,8 +61,8 @@ def fill(log, spoil=None, begin=lambda _number: None):
             payloads += written(log, mine)
             # Others came in between: a head is seldom that of the record just before.
             seq, head = log.chain.place
-            payloads += written(log, [policy_notice(NOW, REVISION)[0]])
-            mine = [log.identity.head_notice(NOW, seq, head)]
+            payloads += written(log, [policy_notice(now, REVISION)[0]])
+            mine = [log.identity.head_notice(now, seq, head)]
             theirs = theirs[:-2]
             payloads += theirs
             theirs = []
