@@ -249,7 +249,7 @@ class Detector:
     def _count(self, event: Event, day: Day, group: Group) -> None:
         day.counts[REQUESTS] += 1
         group.today[REQUESTS] += 1
-        if not event.allowed:
+        if not event.allowed and not event.barred:
             day.counts[DENIALS] += 1
         if event.break_glass:
             day.counts[BREAKS] += 1

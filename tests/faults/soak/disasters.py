@@ -123,11 +123,12 @@ async def strike(house: House, disaster: Disaster) -> str:
         house.under_way.remove(disaster.name)
 
 
-def drawn(random: Random, house: House, seconds: float) -> list[Disaster]:
-    """One to three disasters that come at once, no two of one part."""
+def drawn(random: Random, house: House, seconds: float, only: str) -> list[Disaster]:
+    """One to three disasters that come at once, no two of one part; names begin with `only`."""
     found: dict[str, Disaster] = {}
     for _ in range(random.choice((1, 1, 2, 2, 3))):
-        one = _one(random, house, seconds)
+        while not (one := _one(random, house, seconds)).name.startswith(only):
+            pass
         struck = {"receiver"} if one.kind == "certificate" else {one.part}
         if not struck & found.keys():
             found |= dict.fromkeys(struck, one)

@@ -1,8 +1,8 @@
 """The whole house: every part a process of its own, on disks and with clocks and certificates that
 can be taken away.
 
-    load -> envoy-1 -> ext-authz-1 (OPA server, fsync; answers observed)      -> receiver -> clickhouse
-            envoy-2 -> ext-authz-2 (embedded engine, durability receiver; held)
+    load -> envoy-1 -> ext-authz-1 (OPA server, fsync; answers observed)   -> receiver
+            envoy-2 -> ext-authz-2 (embedded, durability receiver; held)      -> clickhouse
 
 Writers and Envoys speak to the receiver over mutual TLS. A part that ends is started again after a
 moment, as a supervisor would; that it ended by itself is kept in `ended`.
@@ -35,7 +35,7 @@ from authz.demo.people import AUDIENCE, ISSUER, Keys
 from authz.demo.stack import HOST, Part, deploy_dir, envoy_program, free_port
 from authz.envoy.bootstrap import render
 from authz.record.privacy import load_key
-from authz.store.client import QUERY_ERRORS, connect
+from authz.store.client import connect
 
 ORIGIN = "soak/receiver"
 SIDECARS = (1, 2)
@@ -46,8 +46,8 @@ CLOCKED = (*CHECKERS, "receiver")  # the parts whose clock can be set
 DISKS = {"ext-authz-1": 48 << 20, "ext-authz-2": 48 << 20, "receiver": 96 << 20,
          "clickhouse": 768 << 20}  # fmt: skip
 ACCOUNTS = {
-    "AUTHZ_RECEIVER__INTERVAL_SECONDS": "5",
-    "AUTHZ_RECEIVER__GRACE_SECONDS": "10",
+    "AUTHZ_RECEIVER__INTERVAL_SECONDS": "3",
+    "AUTHZ_RECEIVER__GRACE_SECONDS": "6",
     "AUTHZ_RECEIVER__BATCH_SECONDS": "0.2",
 }
 _AGAIN_SECONDS = 0.5  # until a part that ended is started again
@@ -108,8 +108,9 @@ class House:
                                      f"{HOST}:{ports['service']}"])  # fmt: skip
         opa = shutil.which("opa") or shutil.which("opa", path=str(Path.home() / "go" / "bin"))
         assert opa, "needs OPA: go install github.com/open-policy-agent/opa@v1.22.2"
-        self._add("opa", ports, [opa, "run", "--server", "--log-level", "error", "--addr",
-                                 f"{HOST}:{ports['opa']}", str(self.directory / "policy")])  # fmt: skip
+        self._add("opa", ports, [
+            opa, "run", "--server", "--log-level", "error", "--addr", f"{HOST}:{ports['opa']}",
+            str(self.directory / "policy")])  # fmt: skip
         self._add("clickhouse", ports, self._authz(
             "clickhouse", "--data-dir", self.directory / "clickhouse", "--tcp",
             ports["clickhouse"], "--http", free_port(), "--json"))  # fmt: skip
@@ -379,14 +380,11 @@ class House:
         serving = health_pb2.HealthCheckResponse.SERVING
         return "" if answer.status == serving else "not serving"
 
-    def query(self, query: str, **parameters: object) -> list[Any] | None:
-        """Rows, or None while the database is away."""
-        try:
-            with connect(self.store) as client:
-                rows: list[Any] = client.execute(query, parameters)
-                return rows
-        except QUERY_ERRORS:
-            return None
+    def query(self, query: str, **parameters: object) -> list[Any]:
+        """The rows; raises one of `QUERY_ERRORS` while the database is away."""
+        with connect(self.store) as client:
+            rows: list[Any] = client.execute(query, parameters)
+            return rows
 
     def rss(self) -> dict[str, int]:
         """Bytes that each of our servers holds."""

@@ -18,9 +18,9 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 from yarl import URL
 
 from authz.demo.people import PEOPLE, Request, plan
+from tests.faults.feeding import log_message
+from tests.fuzz import mutation
 
-from ...fuzz import mutation
-from ..feeding import log_message
 from .house import CHECKERS, SIDECARS, House
 
 WORKERS = 3  # for each Envoy
@@ -63,17 +63,18 @@ class Load:
 
     async def run(self) -> None:
         """Until cancelled."""
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=_PATIENCE_SECONDS),
-        ) as session:
-            async with asyncio.TaskGroup() as group:
-                for number in SIDECARS:
-                    for _ in range(WORKERS):
-                        group.create_task(self._work(session, number))
-                for place, name in enumerate(CHECKERS):
-                    group.create_task(self._mutated_checks(name, Random(self.seed + place)))
-                group.create_task(self._mutated_logs(Random(self.seed)))
+        connector = aiohttp.TCPConnector(limit=0)
+        patience = aiohttp.ClientTimeout(total=_PATIENCE_SECONDS)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=patience) as session,
+            asyncio.TaskGroup() as group,
+        ):
+            for number in SIDECARS:
+                for _ in range(WORKERS):
+                    group.create_task(self._work(session, number))
+            for place, name in enumerate(CHECKERS):
+                group.create_task(self._mutated_checks(name, Random(self.seed + place)))
+            group.create_task(self._mutated_logs(Random(self.seed)))
 
     async def _work(self, session: aiohttp.ClientSession, number: int) -> None:
         while True:

@@ -66,7 +66,7 @@ def reckon(house: House, load: Load, struck: Sequence[Struck], report: dict[str,
     _unmatched(found, load, log, struck)
     _mutated(found, load, log)
     _verified(found, log, report)
-    _told(found, house, len(load.answers) - sum(log.entries.get(name, 0) for name in _REAL))
+    _told(found, house, len(load.answers) - sum(log.entries[name] for name in _REAL))
     _doubled(found, house)
     _parts(found, house)
     return found
@@ -76,57 +76,52 @@ class _Log:
     """The log's records, as far as they are held against the load."""
 
     def __init__(self, house: House) -> None:
-        ask = house.query
         self.decisions: dict[str, list[Decision]] = defaultdict(list)
         self.traces: dict[str, list[Decision]] = defaultdict(list)
-        for name, trace, allowed, discloses, reason in (
-            ask(
-                "SELECT decision_id, argMax(trace_id, index), argMax(allowed, index),"
-                " argMax(discloses, index), argMax(reason_code, index) FROM decisions"
-                " GROUP BY decision_id"
-            )
-            or ()
+        for name, trace, *values in house.query(
+            "SELECT decision_id, argMax(trace_id, index), argMax(allowed, index),"
+            " argMax(discloses, index), argMax(reason_code, index) FROM decisions"
+            " GROUP BY decision_id"
         ):
-            one = Decision(name, allowed, discloses, reason)
+            one = Decision(name, *values)
             self.decisions[name].append(one)
             self.traces[trace].append(one)
-        self.unanswered = {
-            name for (name,) in ask(
-                "SELECT decision_id FROM decisions WHERE request_id != '' AND request_id IN"
-                " (SELECT request_id FROM accesses WHERE decision_id = '' AND upstream = '')"
-            ) or ()
-        }  # fmt: skip
-        """Decisions that Envoy gave up waiting for, or whose client did: nothing was reached."""
-        self.entries = {
-            writer: number for writer, number in ask(
-                "SELECT writer, count() FROM accesses GROUP BY writer") or ()
-        }  # fmt: skip
+        self.entries: Counter[str] = Counter()
+        """Accesses by who told them."""
         self.accesses: Counter[str] = Counter()
-        self.invented: Counter[str] = Counter()  # by who told them
+        """Of each decision."""
+        self.invented: Counter[str] = Counter()
         self.bypasses: Counter[str] = Counter()
-        for name, writer, reached, number in (
-            ask(
-                "SELECT decision_id, writer, upstream != '' AS reached, count() FROM accesses GROUP BY ALL"
-            )
-            or ()
+        for name, writer, reached, number in house.query(
+            "SELECT decision_id, writer, upstream != '' AS reached, count() FROM accesses"
+            " GROUP BY ALL"
         ):
+            self.entries[writer] += number
             if name in self.decisions:
                 self.accesses[name] += number
             elif name:
                 self.invented[writer] += number
             elif reached:
                 self.bypasses[writer] += number
-        self.disclosures = {
-            name for (name,) in ask("SELECT DISTINCT decision_id FROM disclosures") or ()
-        }
-        self.shown = {
-            name for (name,) in ask(
-                "SELECT decision_id FROM accesses WHERE discloses AND upstream != '' AND status > 0"
-                " AND NOT (status IN (500, 502, 503, 504) AND"
-                " (startsWith(response_details, 'upstream_reset_')"
-                " OR startsWith(response_details, 'ext_proc_error')))"
-            ) or ()
-        } & self.decisions.keys()  # fmt: skip
+        self.unanswered = _names(
+            house,
+            "SELECT decision_id FROM decisions WHERE request_id != '' AND request_id IN"
+            " (SELECT request_id FROM accesses WHERE decision_id = '' AND upstream = '')",
+        )
+        """Decisions that Envoy gave up waiting for, or whose client did: nothing was reached."""
+        self.disclosures = _names(house, "SELECT DISTINCT decision_id FROM disclosures")
+        self.shown = self.decisions.keys() & _names(
+            house,
+            "SELECT decision_id FROM accesses WHERE discloses AND upstream != '' AND status > 0"
+            " AND NOT (status IN (500, 502, 503, 504) AND"
+            " (startsWith(response_details, 'upstream_reset_')"
+            " OR startsWith(response_details, 'ext_proc_error')))",
+        )
+        """Those whose answers were shown, or were to be."""
+
+
+def _names(house: House, query: str) -> set[str]:
+    return {name for (name,) in house.query(query)}
 
 
 def _answer(answer: Answer) -> str:
@@ -139,7 +134,7 @@ def _passed(answer: Answer) -> bool:
 
 
 def _answered(found: Reckoning, load: Load, log: _Log, struck: Sequence[Struck]) -> None:
-    """What was let through was decided and recorded so; what was refused was recorded as refused."""
+    """What was let through was decided and recorded so; what was refused, as refused."""
     unrecorded, forbidden, unrefused, unseen, undisclosed, doubled = [], [], [], [], [], []
     for answer in load.answers:
         decisions = log.traces.get(answer.trace, [])
@@ -243,7 +238,7 @@ def _told(found: Reckoning, house: House, lost: int) -> None:
     except AssertionError as error:
         found.wrong.append(str(error))
         return
-    ours = _REAL | {row[0] for row in house.query("SELECT DISTINCT writer FROM decisions") or ()}
+    ours = _REAL | _names(house, "SELECT DISTINCT writer FROM decisions")
     closed: Counter[str] = Counter()
     everything: Counter[str] = Counter()
     for notice in notices:
@@ -279,7 +274,7 @@ def _doubled(found: Reckoning, house: House) -> None:
     ):  # fmt: skip
         rows = house.query(f"SELECT {key} FROM audit_log WHERE {where} GROUP BY {key}"
                            " HAVING count() > 1")  # fmt: skip
-        found.say(what, rows or [])
+        found.say(what, rows)
 
 
 def _parts(found: Reckoning, house: House) -> None:
