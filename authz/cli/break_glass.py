@@ -21,14 +21,13 @@ from authz.cli.findings import (
     group,
     look_of,
     not_oneself,
-    place_of,
     sources,
 )
 from authz.cli.lookup import printable
 from authz.cli.times import shown
 from authz.detect.break_glass import REVIEWED, Use, Uses, use_of
 from authz.errors import UsageError
-from authz.record import clean, notice
+from authz.record import clean, notice, read_place
 
 if TYPE_CHECKING:
     from authz.store.client import Client
@@ -100,7 +99,7 @@ def review(
 def _use(client: "Client", identity: str) -> Use:
     from authz.store.findings import at
 
-    place = place_of(identity)
+    place = read_place(identity)
     if place is None:
         raise UsageError(f"ID {identity}: want a log and an index, such as demo/receiver@10")
     for record in at(client, [place]):

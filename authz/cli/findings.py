@@ -1,7 +1,6 @@
 """``authz findings``: what was found, and what people say of it."""
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from authz.cli.block import DataDir, Receiver, as_given, record_it, user
 from authz.cli.lookup import printable
 from authz.cli.times import moment, shown
 from authz.errors import UsageError
-from authz.record import Record
+from authz.record import Record, read_place
 
 if TYPE_CHECKING:
     from authz.report.findings import Act, Finding
@@ -29,7 +28,6 @@ app.add_typer(group, name="findings")
 
 T = TypeVar("T")
 
-_PLACE = re.compile(r"(.+)@([0-9]{1,16})")
 _LANES = {"act": "bold red", "review": "yellow"}
 _STATES = {"open": "bold", "acknowledged": "yellow", "explained": "green", "confirmed": "red"}
 _SHOWN_PATIENTS = 3
@@ -103,8 +101,8 @@ def show(
 
     def ask(client: "Client") -> "tuple[Finding, list[Record]]":
         finding = _found(client, identity)
-        places = [place for one in finding.records if (place := place_of(one))]
-        return finding, stored.at(client, places)
+        found = stored.named(client, finding.records, finding.sealed_at)
+        return finding, list(found.values())
 
     finding, records = asking(options, ask)
     patients = [token for record in records for token in _texts(record, "patients")]
@@ -225,16 +223,10 @@ def look_of(
     return record
 
 
-def place_of(identity: str) -> tuple[str, int] | None:
-    """Log and index of ``ORIGIN@INDEX``; None if it is no such id."""
-    form = _PLACE.fullmatch(identity)
-    return (form[1], int(form[2])) if form else None
-
-
 def _found(client: "Client", identity: str) -> "Finding":
     from authz.report.findings import find_one
 
-    place = place_of(identity)
+    place = read_place(identity)
     if place is None:
         raise UsageError(f"ID {identity}: want a log and an index, such as demo/receiver@10")
     finding = find_one(client, *place)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from authz.detect.event import record_id
-from authz.record import Record, Value, details_of
+from authz.record import Record, Value, details_of, place_of
 
 if TYPE_CHECKING:
     from authz.detect.detector import Finding
@@ -24,6 +23,7 @@ class Use:
     """An allowed decision with ``break_glass``. Times are microseconds since the epoch, UTC."""
 
     id: str
+    """``ORIGIN@INDEX``."""
     time: int
     sealed_at: int
     """By the receiver's clock: the deadline counts from here, whatever a writer told."""
@@ -94,7 +94,7 @@ def use_of(record: Record) -> Use | None:
     if not (get("kind") == "decision" and get("break_glass") and get("allowed")):
         return None
     return Use(
-        record_id(record), _number(get("time")), _number(get("sealed_at")), str(get("subject", "")),
+        place_of(record), _number(get("time")), _number(get("sealed_at")), str(get("subject", "")),
         _texts(get("roles")), str(get("tenant", "")), str(get("method", "")), str(get("path", "")),
         _texts(get("patients")), str(get("reason", "")),
     )  # fmt: skip

@@ -4,6 +4,7 @@ from authz.record.attachment import attachment_hash, is_policy, sealing_key_id
 from authz.record.bounds import MOST_BYTES, WRITERS_BYTES, shorten
 from authz.record.canonical import canonical, clean, fit, form, misfit, text
 from authz.record.notices import details_of, notice
+from authz.record.place import place_of, read_place
 from authz.record.schema import (
     DECIDED,
     FIELD,
@@ -37,6 +38,8 @@ __all__ = [
     "is_policy",
     "misfit",
     "notice",
+    "place_of",
+    "read_place",
     "sealing_key_id",
     "shorten",
     "text",

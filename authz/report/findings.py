@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from authz.detect.event import record_id
-from authz.record import Record, clean, details_of, notice
+from authz.record import Record, clean, details_of, notice, place_of
 from authz.store import findings as stored
 from authz.store.client import Client
 from authz.store.lookups import EVER, Window
@@ -54,6 +53,7 @@ class Finding:
     score_milli: int
     evidence: str
     records: tuple[str, ...]
+    """Decision ids, and ``ORIGIN@INDEX`` of what has none."""
     details: dict[str, Any]
     said: tuple[Said, ...]
     """Oldest first."""
@@ -93,7 +93,7 @@ def find_one(client: Client, origin: str, index: int) -> Finding | None:
     ]  # fmt: skip
     if not found:
         return None
-    return fold(found, stored.said(client, _sealed(found[0]), [record_id(found[0])]))[0]
+    return fold(found, stored.said(client, _sealed(found[0]), [place_of(found[0])]))[0]
 
 
 def fold(raised: Iterable[Record], said: Iterable[Record]) -> list[Finding]:
@@ -103,10 +103,10 @@ def fold(raised: Iterable[Record], said: Iterable[Record]) -> list[Finding]:
         by, act = details_of(record).get("by"), _ACTS.get(str(record.get("event")))
         if act is None or not isinstance(by, str) or not by:
             continue
-        one = Said(act, by, str(record.get("reason", "")), _time(record), record_id(record))
+        one = Said(act, by, str(record.get("reason", "")), _time(record), place_of(record))
         for finding in _texts(record, "records"):
             by_finding.setdefault(finding, []).append(one)
-    return [_finding(record, by_finding.get(record_id(record), ())) for record in raised]
+    return [_finding(record, by_finding.get(place_of(record), ())) for record in raised]
 
 
 def opinion(act: Act, finding: Finding, reason: str, by: str, time_us: int) -> Record:
@@ -121,7 +121,7 @@ def _finding(record: Record, said: Sequence[Said]) -> Finding:
 
     score = record.get("score_milli", 0)
     return Finding(
-        id=record_id(record), time=_time(record), sealed_at=_sealed(record), lane=told("lane"),
+        id=place_of(record), time=_time(record), sealed_at=_sealed(record), lane=told("lane"),
         rule=told("rule"), subject=told("subject"), source_ip=told("source_ip"),
         tenant=told("tenant"), score_milli=score if isinstance(score, int) else 0,
         evidence=told("evidence"), records=_texts(record, "records"),

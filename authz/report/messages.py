@@ -12,8 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import quote
 
-from authz.detect.event import record_id
-from authz.record import Record
+from authz.record import Record, place_of
 
 SUMMARIES: Final[Mapping[str, str]] = MappingProxyType({
     "break_glass": "broke the glass more often than usual",
@@ -116,7 +115,7 @@ FORMS: Final[Mapping[str, Callable[[Record, Manner, datetime], Any]]] = MappingP
 def _told(record: Record, manner: Manner) -> dict[str, Any]:
     """What a message may say. A value that is not there is left out, but for the first ones."""
     rule, score = str(record.get("rule", "")), record.get("score_milli", 0)
-    identity = record_id(record)
+    identity = place_of(record)
     told: dict[str, Any] = {
         "id": identity,
         "time": _iso(record),

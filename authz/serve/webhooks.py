@@ -37,10 +37,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 
 from authz import config
-from authz.detect.event import record_id
 from authz.errors import UsageError
 from authz.files import replace_file
-from authz.record import Record
+from authz.record import Record, place_of
 from authz.report.messages import FORMS, Manner
 from authz.store import findings
 from authz.store.client import QUERY_ERRORS, connect, explain
@@ -174,7 +173,7 @@ async def _deliver(hook: _Hook, session: aiohttp.ClientSession, record: Record) 
         error = state.outcome.exception() if state.outcome else None
         SENT.labels(hook.config.form, "failed").inc()
         logger.warning(
-            "webhook fails", webhook=hook.config.name, finding=record_id(record),
+            "webhook fails", webhook=hook.config.name, finding=place_of(record),
             attempt=state.attempt_number, reason=str(error),
         )  # fmt: skip
 
@@ -191,7 +190,7 @@ async def _deliver(hook: _Hook, session: aiohttp.ClientSession, record: Record) 
                 raise _Failed(f"HTTP {status}")
             logger.error(
                 "webhook refuses a finding, which is given up", webhook=hook.config.name,
-                finding=record_id(record), status=status,
+                finding=place_of(record), status=status,
             )  # fmt: skip
     return "refused"
 
@@ -209,7 +208,7 @@ async def _post(hook: _Hook, session: aiohttp.ClientSession, record: Record) -> 
     now = time.time()
     message = FORMS[hook.config.form](record, manner, datetime.fromtimestamp(now, UTC))
     body = orjson.dumps(message)
-    headers = _headers(record_id(record), int(now), body, hook.secrets)
+    headers = _headers(place_of(record), int(now), body, hook.secrets)
     try:
         async with session.post(
             hook.url, data=body, headers=headers, allow_redirects=False

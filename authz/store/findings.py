@@ -4,12 +4,13 @@ Each answer is whole records, for these are few; a row that is there twice is to
 `authz.store.client.QUERY_ERRORS`.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from clickhouse_driver import Client
 
-from authz.record import Record
+from authz.record import Record, place_of, read_place
 from authz.store import checkpoints, rows
 from authz.store.lookups import EVER, Window
 
@@ -22,6 +23,9 @@ _GLASS = (
     " OR (kind = 'notice' AND event = 'break_glass_reviewed')"
     " OR (kind = 'finding' AND rule = 'break_glass_unreviewed')"
 )
+_REQUESTS = "kind IN ('decision', 'access')"
+_UUID7 = re.compile("([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
+_DAY_US = 86_400 * 1_000_000
 
 
 def raised(
@@ -51,6 +55,30 @@ def at(client: Client, places: Iterable[tuple[str, int]]) -> list[Record]:
     if not found:
         return []
     return _select(client, "(origin, index) IN %(places)s", {"places": found})
+
+
+def named(client: Client, ids: Collection[str], sealed_us: int) -> dict[str, Record]:
+    """What findings name, by its id: a place, or a decision id, which means the decision, or (where
+    that is not there) an access that repeats it. `sealed_us` is when the finding was sealed."""
+    places = {one: place for one in ids if (place := read_place(one))}
+    found = {place_of(record): record for record in at(client, places.values())}
+    decisions = sorted(set(ids) - set(places))
+    if decisions:
+        window = Window(_since(decisions), sealed_us + _DAY_US)
+        condition = f"{_REQUESTS} AND decision_id IN %(ids)s AND {window.condition}"
+        values = {"ids": decisions, **window.values}
+        records = _select(client, condition, values)
+        for record in sorted(records, key=lambda one: one.get("kind", "") != "decision"):
+            found.setdefault(str(record["decision_id"]), record)
+    return {one: found[one] for one in ids if one in found}
+
+
+def _since(decisions: Iterable[str]) -> int | None:
+    """A day (for clocks differ) before the first of these began; None if one does not tell. A UUID
+    of version 7 begins with its time, in milliseconds."""
+    told = [_UUID7.fullmatch(one) for one in decisions]
+    first = min((int(form[1] + form[2], 16) if form else 0 for form in told), default=0)
+    return first * 1000 - _DAY_US if first else None
 
 
 def glass(client: Client, window: Window = EVER) -> list[Record]:

@@ -25,21 +25,21 @@ GLASS = Request("fir", "GET", "/fhir/Patient/p-0100", {"x-break-glass": "unconsc
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    """Two uses of break-glass through Envoy, one of which has no reason, and findings about them:
-    one of a service that is gone, one about the user of these tests, one about an address."""
+    """Break-glass through Envoy, with a reason and without, and findings: about whoever did that,
+    about a name that is no text for a terminal, the user of these tests, and an address."""
     with running(Stack(tmp_path_factory.mktemp("findings")), lambda _: None) as stack:
         seen = asyncio.run(_ask(stack))
         assert [answer.status for answer in seen] == [200, 403]
         account(stack)
         with connect(stack.store) as client:
-            [(origin, index, token)] = client.execute(
-                "SELECT origin, index, patients[1] FROM decisions WHERE break_glass"
+            [(origin, index, decision, token)] = client.execute(
+                "SELECT origin, index, decision_id, patients[1] FROM decisions WHERE break_glass"
             )
         used = f"{origin}@{index}"
         hostile = {"evidence": f"{HOSTILE}\nsecond line", "subject": HOSTILE}
         _tell(
             stack,
-            finding(1, subject="dr.fir", records=[used, f"{origin}@999999"]),
+            finding(1, subject="dr.fir", records=[decision, f"{origin}@999999"]),
             finding(2, lane="review", rule="off_hours", records=[], **hostile),
             finding(3, subject=ME, records=[used]),
             finding(4, subject="", source_ip="192.0.2.9", rule="failed_authentications"),

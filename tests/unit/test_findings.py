@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from authz.report.findings import find, find_one, fold, opinion
 from authz.store import findings as stored
 from authz.store.lookups import Window
 
+NOW_MS = time.time_ns() // 1_000_000
 ACTS = ("acknowledged", "explained", "confirmed")
 
 
@@ -100,6 +102,25 @@ def test_findings_from_the_log(log):
     [decision] = stored.at(log.client, [("test/receiver", 0), ("nowhere", 0)])
     assert decision["decision_id"] == "d-0"
     assert stored.at(log.client, []) == []
+
+
+def test_what_findings_name(log):
+    """A place is that record; a decision id is the decision, or an access where there is none; what
+    was sealed long after the finding, or is not there, is not shown."""
+    ids = [f"{NOW_MS + n:012x}" for n in range(3)]
+    one, two, three = (f"{i[:8]}-{i[8:]}-7abc-8def-0123456789ab" for i in ids)
+    access = use(kind="access", decision_id=one)
+    keep(log, access, use(decision_id=one), use(kind="access", decision_id=two), use(5))
+    named = [one, two, three, "test/receiver@0", "test/receiver@9", "d-5"]
+    found = stored.named(log.client, named, NOW_MS * 1000)
+    told = {name: (record["kind"], record.get("index", 0)) for name, record in found.items()}
+    assert told == {
+        one: ("decision", 1), two: ("access", 2), "test/receiver@0": ("access", 0),
+        "d-5": ("decision", 3),
+    }  # fmt: skip
+    assert set(stored.named(log.client, [one, two, three], NOW_MS * 1000)) == {one, two}
+    assert stored.named(log.client, [one, "d-5"], 0) == {}
+    assert stored.named(log.client, [], 0) == {}
 
 
 def test_after(log):
