@@ -305,6 +305,5 @@ class _Days:
         """Whether it was about as far out at this time of another day."""
         slots, slot = self._furthest[number], self._slot
         before = max(slots[slot - 1], slots[slot], slots[(slot + 1) % _SLOTS])
-        if look > self._now[number]:
-            self._now[number] = look
+        self._now[number] = max(self._now[number], look)
         return _ALIKE * look <= before

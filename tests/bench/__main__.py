@@ -32,8 +32,8 @@ BENCHES = {
 """Each bench's title, and how it is run here."""
 _HEAD = """# Benchmarks
 
-`make bench` runs all of this on one machine, one after another, and writes this page. Figures are of
-that machine; what carries over are the ratios, each against a peer or a floor of the same run.
+`make bench` runs all of this on one machine, one after another, and writes this page. Figures are
+of that machine; what carries over are the ratios, each against a peer or a floor of the same run.
 """
 
 
