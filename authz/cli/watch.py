@@ -3,6 +3,7 @@
 import gc
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +11,16 @@ from typing import Annotated
 import orjson
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from authz import config
 from authz.cli.app import ConfigFile, DataDir, Json, Store, app, given, run
 from authz.cli.block import Receiver
 from authz.cli.lookup import printable
+from authz.detect import kept
 from authz.detect.detector import Finding, detector_of
+from authz.detect.lanes import Budgets, Lanes
 from authz.detect.record import to_json
 from authz.errors import UsageError
 from authz.record import FIELD, Record
@@ -58,6 +62,12 @@ def watch(
         str | None, typer.Option(help="Time zone of the people's days: Europe/Berlin.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look at what there is, and end.")] = False,
+    what_if: Annotated[
+        bool,
+        typer.Option(
+            "--what-if", help="Tell what other budgets would have meant, by what was learnt."
+        ),
+    ] = False,
     metrics: Annotated[str | None, typer.Option(help="host:port of Prometheus metrics")] = None,
     as_json: Json = False,
 ) -> None:
@@ -79,7 +89,19 @@ def watch(
             console.print(_line(finding), soft_wrap=True)
 
     if replay is not None:
-        _replay(replay, loaded.watch, tell)
+        lanes = _replay(replay, loaded.watch, tell)
+        if what_if:
+            _show_what_if(lanes, as_json=as_json)
+        return
+    if what_if:
+        learnt = kept.load(loaded.data_dir / "watch.json")
+        if learnt is None:
+            raise UsageError(
+                f"--what-if: nothing was learnt in {loaded.data_dir}; is --data-dir that of the"
+                " authz watch that runs?"
+            )
+        lanes = Lanes(Budgets(loaded.watch.act, loaded.watch.review), learnt.memory.calibration)
+        _show_what_if(lanes, as_json=as_json)
         return
     from authz.serve.watch import serve
 
@@ -87,12 +109,29 @@ def watch(
     run(serve(loaded, tell, once=once))
 
 
-def _replay(path: Path, options: config.Watch, tell: Callable[[Finding], None]) -> None:
+def _show_what_if(lanes: Lanes, *, as_json: bool) -> None:
+    """How many alerts other budgets would have brought in the weeks that are kept."""
+    told = lanes.what_if()
+    if as_json:
+        sys.stdout.write(orjson.dumps([asdict(one) for one in told]).decode() + "\n")
+        return
+    table = Table(title=f"what a budget would have meant, over {lanes.user_days:,} user-days")
+    for name in ("per 1,000 user-days", "alerts", "per 1,000", "most of them by"):
+        table.add_column(name, justify="left" if "most" in name else "right")
+    for one in told:
+        most = sorted(one.rules.items(), key=lambda item: -item[1])[:4]
+        by = ", ".join(f"{rule} {count}" for rule, count in most if count)
+        table.add_row(f"{one.budget:g}", f"{one.alerts:,}", f"{one.rate:.2f}", by)
+    Console().print(table)
+
+
+def _replay(path: Path, options: config.Watch, tell: Callable[[Finding], None]) -> Lanes:
     detector = detector_of(options)
     gc.freeze()  # the feeds stay as they are
     for record in _records(path):
         for finding in detector.add(record):
             tell(finding)
+    return detector.lanes
 
 
 def _line(finding: Finding) -> Text:

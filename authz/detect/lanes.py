@@ -12,7 +12,7 @@ somebody confirmed to be misuse counts not at all.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -95,6 +95,17 @@ class Told:
     review: int
 
 
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """What a lane of `budget` alerts per 1,000 user-days would have told in the weeks that are
+    kept, each person once a week and rule; `rate` is per 1,000 user-days too."""
+
+    budget: float
+    alerts: int
+    rate: float
+    rules: dict[str, int]
+
+
 @dataclass(slots=True)
 class Calibration:
     """What was learnt."""
@@ -173,16 +184,26 @@ class Lanes:
             wide = learnt.wide[lane] * min(max(change, 0.8), 1.15)
             learnt.wide[lane] = min(max(wide, 0.1), 6.0)
 
-    def told(self) -> tuple[float, float]:
-        """Alerts per 1,000 user-days in the weeks that are kept, by lane."""
-        users = max(self._learnt.user_days, 1)
-        act, review = (
-            sum(getattr(day, lane) for day in self._learnt.days) * 1000 / users for lane in LANES
-        )
-        return act, review
+    @property
+    def user_days(self) -> int:
+        """Of the weeks that are kept."""
+        return self._learnt.user_days
 
-    def would_be(self, budget: float) -> Iterator[tuple[str, int]]:
-        """By rule, how many alerts these weeks would have brought in a lane of this budget."""
-        for rule, history in self._learnt.history.items():
-            share = SHARES[rule] / _ALL
-            yield rule, sum(self.rate(rule, score) <= budget * share for score in history.scores)
+    def what_if(self) -> list[WhatIf]:
+        """What other budgets would have meant, from half of the smaller to twice the larger."""
+        budgets = sorted({
+            budget * factor
+            for budget in (self.budgets.act, self.budgets.review)
+            for factor in (0.5, 1, 2)
+        })  # fmt: skip
+        return [self._would_be(budget) for budget in budgets]
+
+    def _would_be(self, budget: float) -> WhatIf:
+        rules = {
+            rule: sum(
+                self.rate(rule, score) <= budget * SHARES[rule] / _ALL for score in history.scores
+            )
+            for rule, history in self._learnt.history.items()
+        }
+        alerts = sum(rules.values())
+        return WhatIf(budget, alerts, 1000 * alerts / max(self.user_days, 1), rules)

@@ -28,6 +28,7 @@ BENCHES = {
     "proofs": ("One proof", ["--records", "10000000"]),
     "risk": ("From a finding to the policy", []),
     "detect": ("Misuse found", ["--people", "2000", "--patients", "45000", "--misuses", "4"]),
+    "detect.live": ("From a request to its finding", []),
 }
 """Each bench's title, and how it is run here."""
 _HEAD = """# Benchmarks

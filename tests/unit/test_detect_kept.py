@@ -57,3 +57,18 @@ def test_a_finding_is_a_record() -> None:
         assert set(to_json(finding)) == {
             "time", "subject", "rule", "lane", "score", "evidence", "records",
         }  # fmt: skip
+
+
+def test_what_other_budgets_would_have_meant() -> None:
+    """More for more, never more than it allows, and the rules add up."""
+    watcher = detector(explained(40, 42))
+    found(watcher, ward(40, 40))
+    found(watcher, [*working_day("n.001", 40, 90), *ward(40, 1, 41)])
+    told = watcher.lanes.what_if()
+    assert [one.budget for one in told] == [0.5, 1, 2, 2.5, 5, 10]
+    alerts = [one.alerts for one in told]
+    assert alerts == sorted(alerts)
+    assert alerts[-1] > 0
+    for one in told:
+        assert one.rate <= one.budget
+        assert one.alerts == sum(one.rules.values())
