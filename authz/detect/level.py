@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from authz.detect.usual import tail
 
 ALERT_AT = 3.7
-"""How surprising an alert is: -log10 of how likely by chance, in the most unusual aspect."""
+"""How surprising an alert is: -log10 of how likely by chance, in the most unusual aspect. As there
+are several, noise alone alerts about once in a thousand values."""
 QUIET = 100
 """For how many values it is then quiet, unless one is `WORSE` by this factor."""
 WORSE = 1.5
@@ -43,11 +44,11 @@ _DAYS = 1 / 40  # for an hour of the day; there are several values in it
 _WEEKS = 1 / 10  # for an hour of the week
 _BETTER = 0.9  # an hour's own level is used if it errs so much less
 _UNKNOWN = 20  # values before the first is looked at
-_DRAWN_IN = 10.0  # in usual errors: what is further out moves the level no more than that
+_DRAWN_IN = 10.0  # in usual errors: what is further out teaches no more than that
 
 _LEARNING = 100  # looks, before a tail says anything
 _EXCEPTIONAL = 0.05  # the share of values that is taken for the tail
-_TAIL_RATE = 0.005
+_TAIL_RATE = 0.007
 _TAIL_DRAWN_IN = 50.0  # in mean excesses
 _NEVER_SEEN = 6.0  # the surprise of a change where there never was one
 _MOST = 12.0
@@ -57,7 +58,7 @@ _SLOTS = 48  # of a day
 _SLOT_S = 86_400 // _SLOTS
 _FORGOTTEN = 0.9  # by the day
 _ALIKE = 0.8
-_KNOWN = 0.5  # what is left of the surprise if it was the same on another day
+_KNOWN = 2.0  # the most that is left of the surprise if it was so on another day
 _TOLD = 0.1  # or if it was told just now
 
 
@@ -100,6 +101,8 @@ class Level:
     def judge(self, time: float, value: float) -> Judgement:
         """Judge a finite value, then learn from it. `time` is in seconds since the epoch, by the
         clock of those whose days and weeks it follows, and does not go back."""
+        if not self._seen:
+            self._long.value = self._before = value
         usual = self._clock.usual(time, self._long.value)
         surprise, aspect = 0.0, ""
         if self._seen >= _UNKNOWN:
@@ -118,7 +121,7 @@ class Level:
             if name in _RISING:
                 surprise = min(surprise, chance)
             if self._days.known(number, look):
-                surprise *= _KNOWN
+                surprise = min(surprise, _KNOWN)
             if surprise > most:
                 most, aspect = surprise, name
         return most, aspect
@@ -135,25 +138,21 @@ class Level:
 
     def _learn(self, time: float, value: float, usual: float) -> None:
         long, error = self._long.value, self._error.value
-        if self._seen:
-            move = abs(value - self._before)
-            self._move.add(move)
-            self._moves.add(move)
-        drawn = value
+        drawn, move = value, abs(value - self._before)
         if self._seen >= _LEARNING and error > 0:
-            off = (value - usual) / error
-            off = max(min(off, _MOST_Z), -_MOST_Z)
+            off = max(min((value - usual) / error, _MOST_Z), -_MOST_Z)
             self._more = min(max(self._more + off - _SLACK, 0.0), _MOST_SUM)
             self._less = min(max(self._less - off - _SLACK, 0.0), _MOST_SUM)
             reach = _DRAWN_IN * self._clock.error
             drawn = max(min(value, long + reach), long - reach)
-        if self._seen:
-            self._error.add(abs(drawn - usual))
-            self._squared.add((drawn - usual) ** 2)
+            move = min(move, 2 * reach)
+        self._error.add(abs(drawn - usual))
+        self._squared.add((drawn - usual) ** 2)
+        self._move.add(move)
+        self._moves.add(move)
         self._clock.add(time, drawn, long)
-        self._long.add(drawn)
-        self._lately.add(value)
-        self._soon.add(value)
+        for mean in (self._long, self._lately, self._soon):
+            mean.add(drawn)
         self._before = value
         self._seen += 1
 

@@ -10,7 +10,7 @@ import csv
 import math
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,14 +62,13 @@ def main() -> int:
     file = parser.parse_args().file
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(("timestamp", "score", "alert"))
-    with ExitStack() as stack:
-        source = sys.stdin if file == "-" else stack.enter_context(Path(file).open(newline=""))
-        try:
-            for point, judgement in judged(read(source)):
+    try:
+        with nullcontext(sys.stdin) if file == "-" else Path(file).open(newline="") as lines:
+            for point, judgement in judged(read(lines)):
                 out.writerow((point.timestamp, f"{judgement.score:.6f}", int(judgement.alert)))
-        except UsageError as error:
-            print(f"{file}: {error}", file=sys.stderr)
-            return 2
+    except (OSError, UsageError) as error:
+        print(f"{file}: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
