@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
@@ -18,13 +18,13 @@ from authz import config
 from authz.cli.app import ConfigFile, DataDir, Json, Store, app, given, run
 from authz.cli.block import Receiver
 from authz.cli.lookup import printable
-from authz.detect import kept
-from authz.detect.detector import Finding, detector_of
-from authz.detect.lanes import Budgets, Lanes
-from authz.detect.record import to_json
 from authz.errors import UsageError
 from authz.record import FIELD, Record
 from authz.serve import logs
+
+if TYPE_CHECKING:  # scipy is slow to import, and other commands do without
+    from authz.detect.detector import Finding
+    from authz.detect.lanes import Lanes
 
 _TYPES = {"text": str, "texts": list, "bool": bool, "int": int, "time": int}
 _WANTED = {
@@ -72,6 +72,10 @@ def watch(
     as_json: Json = False,
 ) -> None:
     """Learn what people usually do, and tell what is unusual, a line for each finding."""
+    from authz.detect import kept
+    from authz.detect.lanes import Budgets, Lanes
+    from authz.detect.record import to_json
+
     options = given(
         data_dir=data_dir, store=store, ext_authz__receiver=receiver, watch__feeds=feeds,
         watch__geo=geo, watch__shared=shared or None, watch__act=act,
@@ -81,7 +85,7 @@ def watch(
     loaded = loaded.model_copy(update={"data_dir": loaded.data_dir / "watch"})
     console = Console()
 
-    def tell(finding: Finding) -> None:
+    def tell(finding: "Finding") -> None:
         if as_json:
             sys.stdout.write(orjson.dumps(to_json(finding)).decode() + "\n")
             sys.stdout.flush()
@@ -109,7 +113,7 @@ def watch(
     run(serve(loaded, tell, once=once))
 
 
-def _show_what_if(lanes: Lanes, *, as_json: bool) -> None:
+def _show_what_if(lanes: "Lanes", *, as_json: bool) -> None:
     """How many alerts other budgets would have brought in the weeks that are kept."""
     told = lanes.what_if()
     if as_json:
@@ -125,7 +129,9 @@ def _show_what_if(lanes: Lanes, *, as_json: bool) -> None:
     Console().print(table)
 
 
-def _replay(path: Path, options: config.Watch, tell: Callable[[Finding], None]) -> Lanes:
+def _replay(path: Path, options: config.Watch, tell: "Callable[[Finding], None]") -> "Lanes":
+    from authz.detect.detector import detector_of
+
     detector = detector_of(options)
     gc.freeze()  # the feeds stay as they are
     for record in _records(path):
@@ -134,7 +140,7 @@ def _replay(path: Path, options: config.Watch, tell: Callable[[Finding], None]) 
     return detector.lanes
 
 
-def _line(finding: Finding) -> Text:
+def _line(finding: "Finding") -> Text:
     at = datetime.fromtimestamp(finding.time / 1_000_000, UTC)
     text = Text(f"{at:%Y-%m-%d %H:%M} ")
     text.append(f"{finding.lane:6} ", style=_COLOURS[finding.lane])

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from authz.detect.suspicion import Sight, Suspicion
 from authz.detect.usual import DAY_US, UNEXPLAINED
 
-_AWAY_DAYS = 5
+_AWAY_DAYS, _LONG_AWAY_DAYS = 5, 12  # holidays are silences too
 
 
 def related(sight: Sight) -> Iterator[Suspicion]:
@@ -64,6 +64,7 @@ def gone(sight: Sight) -> Iterator[Suspicion]:
     known, event, person = sight.known, sight.event, sight.person
     if not known.gone:
         return
+    certain = True
     if known.until:
         if event.time < known.until:
             return
@@ -71,13 +72,14 @@ def gone(sight: Sight) -> Iterator[Suspicion]:
     elif sight.feeds.as_of and event.time >= sight.feeds.as_of:
         usual = "none: they have left"
     else:
-        # When they left is not told: what comes after a silence longer than any before, or from
-        # someone who was never there.
+        # When they left is not told: what comes after a silence, or from one who was never there.
         away = person.gap_us / DAY_US
         if away < _AWAY_DAYS if person.seen_days else sight.day.date - sight.world.since < 14:
             return
+        certain = not person.seen_days or away >= _LONG_AWAY_DAYS
         usual = f"none: there was nothing for {away:.0f} days" if person.seen_days else "none"
     yield Suspicion(
-        "terminated", 12.0, "A request of somebody whose status is terminated or disabled", usual,
-        "", tuple(sight.day.recent[-100:]), certain=True,
+        "terminated", 12.0 if certain else 3.0,
+        "A request of somebody whose status is terminated or disabled", usual, "",
+        tuple(sight.day.recent[-100:]), certain=certain,
     )  # fmt: skip

@@ -108,7 +108,10 @@ class Watch:
             if len(causes) > _SPOKEN_OF:
                 del causes[next(iter(causes))]
         elif event in ("finding_explained", "finding_confirmed"):
+            by = details_of(record).get("by")
             for name in record.get("records", ()):  # type: ignore[union-attr]
+                if by == record.get("subject"):
+                    continue  # nobody judges themselves
                 if known := self._kept.causes.get(name):
                     self._detector.reviewed(*known, confirmed=event == "finding_confirmed")
 
