@@ -15,6 +15,9 @@ from authz.errors import UnavailableError, UsageError
 from authz.files import lock_directory
 from authz.store.client import QUERY_ERRORS, connect
 
+# Some room is kept free: with it, a disk that gets full refuses inserts and merges before they
+# begin. Without, a merge that runs out of room in the middle puts an empty part into service in
+# place of what it merged, in this version of ClickHouse, and fsync_after_merge does not help.
 _CONFIG = """<clickhouse>
   <listen_host>127.0.0.1</listen_host>
   <tcp_port>{tcp}</tcp_port>
@@ -22,6 +25,9 @@ _CONFIG = """<clickhouse>
   <users_config>users.xml</users_config>
   <max_server_memory_usage>1500000000</max_server_memory_usage>
   <mark_cache_size>134217728</mark_cache_size>
+  <storage_configuration><disks><default>
+    <keep_free_space_bytes>67108864</keep_free_space_bytes>
+  </default></disks></storage_configuration>
   <logger><level>warning</level></logger>
 </clickhouse>
 """

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import uuid
 
 import grpc
 import pytest
+from clickhouse_driver.errors import ServerException
 from envoy.service.auth.v3 import external_auth_pb2 as auth
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
@@ -21,7 +23,7 @@ from authz.trust import load_trust
 from authz.verify import verify_store
 
 from .cutting import Cutter
-from .feeding import AUTHZ, Feeder, check, health, ready, rss, site
+from .feeding import AUTHZ, Feeder, Server, check, health, ready, rss, site
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 SMALL_BYTES = 6 << 20
@@ -34,9 +36,9 @@ def small_disk():
     """Mounts a disk of 6 MB at a directory."""
     with contextlib.ExitStack() as mounted:
 
-        def mount(directory):
+        def mount(directory, size=SMALL_BYTES):
             directory.mkdir(parents=True)
-            command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_BYTES}", "tmpfs", directory]
+            command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", directory]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 pytest.skip(f"a full disk needs a tmpfs, which may not be mounted: {done.stderr}")
@@ -157,6 +159,30 @@ def test_health_comes_back_without_traffic(tmp_path, cutter):
             await ready(here)
 
     asyncio.run(run())
+
+
+def test_disk_of_clickhouse(tmp_path, small_disk):
+    """The embedded ClickHouse takes nothing in while there is still room on its disk: merges that
+    are under way must not run out of it. What it has can be read, and it goes on by itself."""
+    small_disk(tmp_path / "clickhouse", 256 << 20)
+    server = Server(tmp_path / "clickhouse")
+    try:
+        with connect(server.store) as client:
+            client.execute("CREATE TABLE t (n UInt64) ENGINE = MergeTree ORDER BY n")
+            client.execute("INSERT INTO t SELECT number FROM numbers(1000)")
+            disk = os.statvfs(tmp_path / "clickhouse")
+            ballast = tmp_path / "clickhouse" / "ballast"
+            with ballast.open("wb") as file:
+                room = disk.f_bavail * disk.f_frsize - (32 << 20)
+                os.posix_fallocate(file.fileno(), 0, room)
+            with pytest.raises(ServerException, match="not enough space"):
+                client.execute("INSERT INTO t SELECT number FROM numbers(1000)")
+            assert client.execute("SELECT count() FROM t") == [(1000,)]
+            ballast.unlink()
+            client.execute("INSERT INTO t SELECT number FROM numbers(1000)")
+            assert client.execute("SELECT count() FROM t") == [(2000,)]
+    finally:
+        server.stop()
 
 
 POLICY = "package envoy.authz\nimport rego.v1\nallow := true\n"

@@ -44,12 +44,13 @@ CHECKERS = ("ext-authz-1", "ext-authz-2")
 PARTS = ("service", "opa", "clickhouse", "receiver", *CHECKERS, *ENVOYS)
 CLOCKED = (*CHECKERS, "receiver")  # the parts whose clock can be set
 DISKS = {"ext-authz-1": 48 << 20, "ext-authz-2": 48 << 20, "receiver": 96 << 20,
-         "clickhouse": 768 << 20}  # fmt: skip
+         "clickhouse": 1 << 30}  # fmt: skip
 ACCOUNTS = {
     "AUTHZ_RECEIVER__INTERVAL_SECONDS": "3",
     "AUTHZ_RECEIVER__GRACE_SECONDS": "6",
     "AUTHZ_RECEIVER__BATCH_SECONDS": "0.2",
 }
+_LEFT = 32 << 20  # bytes on ClickHouse's disk: half of what it keeps free
 _AGAIN_SECONDS = 0.5  # until a part that ended is started again
 _TERM_SECONDS = 90  # a part that has not ended by then hangs
 
@@ -263,14 +264,19 @@ class House:
     # -- disks
 
     def fill(self, name: str) -> Path:
-        """Fill the disk of a part; the file that does."""
+        """Fill the disk of a part; the file that does. ClickHouse's is filled until it takes no
+        more: it keeps some room, since a merge that runs out of it spoils what it merges."""
         ballast = self.directory / name / "ballast"
-        with ballast.open("wb") as file, contextlib.suppress(OSError):
+        left = _LEFT if name == "clickhouse" else 0
+        with ballast.open("wb") as file:
             step = 1 << 20
             while step >= 4096:
+                disk = os.statvfs(file.fileno())
+                if disk.f_bavail * disk.f_frsize - step < left:
+                    step >>= 4
+                    continue
                 try:
-                    while True:
-                        os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, step)
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, step)
                 except OSError:
                     step >>= 4
         return ballast
