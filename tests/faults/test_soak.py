@@ -16,7 +16,7 @@ SEED = int(os.environ.get("AUTHZ_TEST_SEED", "0")) or Random().randrange(1, 1 <<
 def test_a_moment(opa):
     """Parts are killed, stopped and frozen, clocks set, disks filled and certificates let run out,
     under load: at the end counts are even and the log verifies."""
-    command = [sys.executable, "-m", "tests.faults.soak", "--minutes", "0.2", "--lasting", "1"]
+    command = [sys.executable, "-m", "tests.faults.soak", "--minutes", "0.1", "--lasting", "1"]
     done = subprocess.run(
         [*command, "--seed", str(SEED)],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,

@@ -35,7 +35,7 @@ from rich.table import Table
 
 from authz.store.client import QUERY_ERRORS
 
-from .disasters import Disaster, Struck, drawn, strike
+from .disasters import START, Disaster, Struck, drawn, strike
 from .house import CHECKERS, SIDECARS, House, house
 from .load import Load
 from .reckoning import Reckoning, reckon
@@ -64,10 +64,12 @@ class Soak:
     now: str = "starting"
 
     async def run(self) -> Reckoning:
+        started = time.monotonic()
         self.here.start()
         keeping = asyncio.create_task(self.here.keep())
-        await self._well("at the start")
+        await self._well("the start")
         self.begun = time.monotonic()
+        self.struck.append(Struck(START, started, self.begun))
         loading = asyncio.create_task(self.load.run())
         try:
             while time.monotonic() < self.begun + self.seconds and not self.wrong:
@@ -81,7 +83,7 @@ class Soak:
             self.now = "the load ends"
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
-        await self._well("at the end")
+        await self._well("the end")
         self.now = "waiting for the log's own account"
         return await self._reckon(keeping)
 
@@ -199,8 +201,9 @@ def _counts(counts: "Counter[str]") -> str:
 
 def _show(soak: Soak, found: Reckoning, console: Console) -> None:
     table = Table(title="What befell the house", show_header=False, title_justify="left")
-    disasters = Counter(one.disaster.kind for one in soak.struck)
-    parts = Counter(one.disaster.part for one in soak.struck)
+    struck = [one.disaster for one in soak.struck if one.disaster != START]
+    disasters = Counter(one.kind for one in struck)
+    parts = Counter(one.part for one in struck)
     ends = Counter(f"{one.part} ({one.code})" for one in soak.here.ended)
     gaps = found.report["gaps"]
     rows = {

@@ -28,6 +28,10 @@ class Disaster:
         return f"{self.kind} {self.part}{amount}"
 
 
+START = Disaster("start", "all", 0)
+"""Requests may come before all are up; no disaster that is drawn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Struck:
     """A disaster as it was: from `begun` until all was well again (`time.monotonic()`)."""
@@ -40,12 +44,12 @@ class Struck:
 def loses_accesses(disaster: Disaster, envoy: str) -> bool:
     """Whether entries of `envoy` may be lost by it: Envoy itself, or what it sends them to, was
     away, stopped reading, or could not be spoken to."""
-    return disaster.part in (envoy, "receiver") or disaster.kind == "certificate"
+    return disaster.part in (envoy, "receiver") or disaster.kind in ("certificate", "start")
 
 
 def loses_disclosures(disaster: Disaster, number: int) -> bool:
     """Whether answers that `envoy-number` shows may not be seen or recorded."""
-    return disaster.part in (f"envoy-{number}", f"ext-authz-{number}")
+    return disaster.part in (f"envoy-{number}", f"ext-authz-{number}") or disaster == START
 
 
 async def _killed(house: House, disaster: Disaster) -> str:
