@@ -7,6 +7,8 @@ import time
 import grpc
 import orjson
 import pytest
+from envoy.data.accesslog.v3.accesslog_pb2 import AccessLogType
+from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
 from logs import SIGNER
 from streams import FAR, Receiver, Writer, named, now_us, opening, until
 
@@ -255,5 +257,27 @@ def test_a_hole_in_a_writers_sequence_is_told_once(tmp_path):
             [gap] = [orjson.loads(payload) for payload in receiver.payloads()]
             assert (gap["event"], gap["rule"]) == ("gap", "writer_sequence")
             assert orjson.loads(gap["details"])["source"] == "w"
+
+    asyncio.run(run())
+
+
+def test_under_way_while_the_clock_is_behind(tmp_path, monkeypatch):
+    """A request that Envoy says is running counts as that, though the machine's clock was set back
+    and the log's is ahead of it: else it would be told as one without access."""
+    message = StreamAccessLogsMessage()
+    common = message.http_logs.log_entry.add().common_properties
+    common.access_log_type = AccessLogType.DownstreamPeriodic
+    common.metadata.filter_metadata["envoy.filters.http.ext_authz"]["decision_id"] = "d"
+    ahead = 3_600_000_000_000
+
+    async def run():
+        async with Receiver(tmp_path) as receiver:
+            real = time.time_ns
+            with monkeypatch.context() as patched:
+                patched.setattr(time, "time_ns", lambda: real() + ahead)
+                await receiver.committer.submit([(notice("n", 1, {}), b"")])
+            receiver.intake._accesses(message, "sidecar-0")
+            sealed = orjson.loads(split(receiver.payloads()[-1])[0])["sealed_at"]
+            assert receiver.intake.under_way["d"] >= sealed
 
     asyncio.run(run())

@@ -104,15 +104,15 @@ def test_bound_on_findings(copied):
 
 
 def test_clock_step(new_log, monkeypatch):
-    """A receiver's clock that is set back leaves a log that is intact: what it seals then has the
-    time of the record before, though what it is told has an earlier one."""
+    """A receiver's clock that is set back leaves a log that is intact: what it seals then has a
+    time right after the record before, though what it is told has an earlier one."""
     real, step = time.time_ns, [0]
     with monkeypatch.context() as patched:
         patched.setattr(sequence.time, "time_ns", lambda: real() + step[0])
         fill(new_log, begin=lambda batch: step.__setitem__(0, -batch * 3600 * 10**9))
     client = new_log.client
-    [(times,)] = client.execute("SELECT uniqExact(sealed_at) FROM audit_log WHERE index >= 300")
-    assert times == 1
+    query = "SELECT max(sealed_at) - min(sealed_at) FROM audit_log WHERE index >= 300"
+    assert client.execute(query)[0][0] < 60
     assert found(client) == []
 
 
