@@ -9,6 +9,7 @@ from authz.cli import (  # noqa: F401 - each registers its commands
     demo,
     doctor,
     export,
+    feeds,
     findings,
     keys,
     lookup,

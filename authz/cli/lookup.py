@@ -110,7 +110,7 @@ def lookup(
 def show(found: "Lookup", console: Console, *, several: bool = False) -> None:
     """The answer as a person reads it; `several` patients were asked for."""
     if found.requests:
-        console.print(_table(found.requests, several=several))
+        console.print(_table(found, several=several))
     if found.more:
         console.print(f"[yellow]and {found.more} older requests[/]; --limit shows more")
     if found.requests:
@@ -149,8 +149,8 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _table(requests: Sequence["Request"], *, several: bool) -> Table:
-    table = Table(show_lines=True)
+def _table(found: "Lookup", *, several: bool) -> Table:
+    table, requests = Table(show_lines=True), found.requests
     several_policies = len(_revisions(requests)) > 1
     for name in ("time (UTC), records", "who", "why", "what", "outcome, known by"):
         table.add_column(name, overflow="fold")
@@ -165,6 +165,8 @@ def _table(requests: Sequence["Request"], *, several: bool) -> Table:
         why.append(printable(": ".join(filter(None, (request.purpose, request.reason)))), "none")
         if several_policies and request.policy_revision:
             why.append(_below(f"policy {request.policy_revision[:_REVISION_SHOWN]}"), "dim")
+        if found.feeds:
+            why.append(_explained(request, several=several))
         what = Text(" ".join(filter(None, (_action(request), printable(request.resource_type)))))
         what.append(_below(f"{request.method} {request.path}".strip()), "dim")
         what.append(_below(f"from {request.source_ip}" if request.source_ip else ""), "dim")
@@ -173,6 +175,35 @@ def _table(requests: Sequence["Request"], *, several: bool) -> Table:
         outcome.append(f"\nby {', '.join(request.known)}", "not bold dim")
         table.add_row(when, who, why, what, outcome)
     return table
+
+
+def _explained(request: "Request", *, several: bool) -> Text:
+    """By which of the loaded reasons, or that there is none; of `several` patients, of each."""
+    known = {one.patient: one for one in request.explained}
+    told = Text()
+    for patient in request.patients:
+        one, whose = known.get(patient), f"patient {patient} " if several else ""
+        if one is None:
+            told.append(f"\n{whose}nothing known explains it", "yellow")
+        else:
+            what = called(one.kind) + interval(one.since, one.until)
+            told.append(f"\n{whose}explained by: {printable(what)}", "green")
+    return told
+
+
+def called(kind: str) -> str:
+    """A kind of reason, in words."""
+    return "department census" if kind == "census" else kind.replace("_", " ")
+
+
+def interval(since: int, until: int) -> str:
+    """The days of an interval, UTC, after a comma; nothing if it is open on both sides."""
+    first, last = (shown(at)[:10] for at in (since, until))
+    if not since and not until:
+        return ""
+    if not until:
+        return f", since {first}"
+    return f", {first} to {last}" if since else f", until {last}"
 
 
 def _action(request: "Request") -> str:

@@ -1,10 +1,12 @@
 """What the operator tells of people and patients, and which reasons there are to look.
 
-Five tables, each a CSV file with a header, and each may be missing:
+Tables, each a CSV file with a header, and each may be missing:
 
 - ``people.csv``: subject, role, department, surname, household, status, patient, until.
 - ``patients.csv``: patient, surname, household, vip.
-- ``care_team.csv``, ``appointments.csv``, ``orders.csv``: subject, patient, from, until.
+- ``care_team.csv``, ``appointments.csv``, ``orders.csv``, ``encounters.csv``: subject, patient,
+  from, until.
+- ``census.csv``: department, patient, from, until: for all whose department that is.
 
 Columns that are not there are empty; others are passed over. Times are ISO 8601, in UTC where they
 do not say; an empty `from` or `until` is open. A `patient` is named as the records name it.
@@ -12,20 +14,24 @@ do not say; an empty `from` or `until` is open. A `patient` is named as the reco
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from authz.errors import UsageError
 
-REASONS = {"care_team": "care team", "appointments": "appointment", "orders": "order"}
+REASONS = {
+    "care_team": "care team", "appointments": "appointment", "orders": "order",
+    "encounters": "encounter",
+}  # fmt: skip
 """The tables of reasons, and what each is called."""
+CENSUS = "department census"
 _HOUR = 3_600_000_000
 # Charts are prepared before an appointment, and letters are written after it.
 BEFORE_US = 24 * _HOUR
 AFTER_US = 72 * _HOUR
-_FOREVER = 2**62
+FOREVER = 2**62
 _GONE = frozenset(("terminated", "disabled", "inactive", "left", "suspended"))
 _YES = frozenset(("1", "true", "yes", "y", "vip"))
 
@@ -66,6 +72,8 @@ class Feeds:
     patients: dict[str, Chart] = field(default_factory=dict)
     reasons: dict[str, dict[str, tuple[tuple[int, int, str], ...]]] = field(default_factory=dict)
     """By subject and patient: from, until, what."""
+    stays: dict[str, tuple[tuple[int, int, str], ...]] = field(default_factory=dict)
+    """By patient: from, until, in which department."""
     surnames: Counter[str] = field(default_factory=Counter)
     households: Counter[str] = field(default_factory=Counter)
     departments: Counter[str] = field(default_factory=Counter)
@@ -78,7 +86,7 @@ class Feeds:
     @property
     def explains(self) -> bool:
         """Whether there are reasons at all."""
-        return bool(self.reasons)
+        return bool(self.reasons or self.stays)
 
     def known(self, subject: str) -> Known:
         return self.people.get(subject, _NOBODY)
@@ -93,6 +101,11 @@ class Feeds:
             for begin, end, what in found.get(patient, ()):
                 if begin - BEFORE_US <= at <= end + AFTER_US:
                     return what
+        if stays := self.stays.get(patient):
+            department = self.known(subject).department
+            for begin, end, where in stays:
+                if where == department and begin - BEFORE_US <= at <= end + AFTER_US:
+                    return CENSUS
         return ""
 
     def add_person(self, subject: str, known: Known) -> None:
@@ -112,45 +125,59 @@ class Feeds:
         charts = self.reasons.setdefault(subject, {})
         charts[patient] = (*charts.get(patient, ()), (begin, end, what))
 
+    def add_stay(self, department: str, patient: str, begin: int, end: int) -> None:
+        self.stays[patient] = (*self.stays.get(patient, ()), (begin, end, department))
+
 
 def load(directory: Path, token: Callable[[str], str] = lambda patient: patient) -> Feeds:
     """The tables in `directory`; `token` names a patient as the records do. Raises `UsageError`."""
     if not directory.is_dir():
         raise UsageError(f"--feeds {directory}: no such directory")
     feeds = Feeds()
-    for row in _rows(directory / "people.csv", "subject"):
+    for row in _of(directory, "people", "subject"):
         own = row.get("patient", "")
         feeds.add_person(
             row["subject"],
             Known(
-                row.get("role", ""), row.get("department", ""), _name(row.get("surname", "")),
+                row.get("role", ""), row.get("department", ""), surname_of(row.get("surname", "")),
                 row.get("household", ""), token(own) if own else "",
-                row.get("status", "").strip().lower() in _GONE, _time(row, "until", 0),
+                is_gone(row.get("status", "")), time_of(row, "until", 0),
             ),
         )  # fmt: skip
-    for row in _rows(directory / "patients.csv", "patient"):
-        vip = row.get("vip", "").strip().lower() in _YES
-        chart = Chart(_name(row.get("surname", "")), row.get("household", ""), vip)
+    for row in _of(directory, "patients", "patient"):
+        surname = surname_of(row.get("surname", ""))
+        chart = Chart(surname, row.get("household", ""), is_vip(row.get("vip", "")))
         feeds.add_patient(token(row["patient"]), chart)
     for table, what in REASONS.items():
-        for row in _rows(directory / f"{table}.csv", "subject", "patient"):
-            begin, end = _time(row, "from", 0), _time(row, "until", _FOREVER)
-            feeds.add_reason(row["subject"], token(row["patient"]), begin, end, what)
+        for row in _of(directory, table, "subject", "patient"):
+            feeds.add_reason(row["subject"], token(row["patient"]), *interval_of(row), what)
+    for row in _of(directory, "census", "department", "patient"):
+        feeds.add_stay(row["department"], token(row["patient"]), *interval_of(row))
     return feeds
 
 
-def _name(surname: str) -> str:
-    return " ".join(surname.casefold().split())
+def surname_of(text: str) -> str:
+    """A surname as it is compared with others."""
+    return " ".join(text.casefold().split())
 
 
-class _Row(dict[str, str]):
+def is_gone(status: str) -> bool:
+    return status.strip().lower() in _GONE
+
+
+def is_vip(text: str) -> bool:
+    return text.strip().lower() in _YES
+
+
+class Row(dict[str, str]):
     """One line, which knows where it stands."""
 
     __slots__ = ("where",)
     where: str
 
 
-def _rows(path: Path, *needed: str) -> Iterator[_Row]:
+def _of(directory: Path, table: str, *needed: str) -> Iterator[Row]:
+    path = directory / f"{table}.csv"
     try:
         file = path.open(encoding="utf-8-sig", newline="")
     except FileNotFoundError:
@@ -158,31 +185,46 @@ def _rows(path: Path, *needed: str) -> Iterator[_Row]:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     with file:
-        reader = csv.reader(file)
-        try:
-            header = [name.strip().lower() for name in next(reader, [])]
-            for name in needed:
-                if name not in header:
-                    raise UsageError(f"{path}: no column {name}; its first line must name them")
-            for number, values in enumerate(reader, 2):
-                row = _Row(zip(header, values, strict=False))
-                row.where = f"{path}, line {number}"
-                for name in needed:
-                    if not row.get(name):
-                        raise UsageError(f"{row.where}: {name} is empty")
-                yield row
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"{path}: not a CSV file in UTF-8 ({error})") from None
+        yield from rows(file, str(path), *needed)
 
 
-def _time(row: _Row, column: str, otherwise: int) -> int:
+def rows(lines: Iterable[str], name: str, *needed: str) -> Iterator[Row]:
+    """The rows of a CSV file, whose columns `needed` hold something. Raises `UsageError`, which
+    repeats nothing of it: a column that slipped may hold anything."""
+    reader = csv.reader(lines)
+    try:
+        header = [column.strip().lower() for column in next(reader, [])]
+        for column in needed:
+            if column not in header:
+                raise UsageError(f"{name}: no column {column}; its first line must name them")
+        for values in reader:
+            if not values:
+                continue
+            row = Row(zip(header, values, strict=False))
+            row.where = f"{name}, line {reader.line_num}"
+            for column in needed:
+                if not row.get(column):
+                    raise UsageError(f"{row.where}: {column} is empty")
+            yield row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{name}: not a CSV file in UTF-8 ({error})") from None
+
+
+def interval_of(row: Row) -> tuple[int, int]:
+    """From when until when, in microseconds; 0 and `FOREVER` where it is open."""
+    return time_of(row, "from", 0), time_of(row, "until", FOREVER)
+
+
+def time_of(row: Row, column: str, otherwise: int) -> int:
     text = row.get(column, "").strip()
     if not text:
         return otherwise
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"{row.where}: {column} is no time in ISO 8601: {text[:40]!r}") from None
+        raise UsageError(
+            f"{row.where}: {column} is no time in ISO 8601, such as 2026-03-01T08:00Z"
+        ) from None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return int(at.timestamp() * 1_000_000)
 

@@ -203,8 +203,14 @@ def _is_other(kind: Any) -> bool:
 
 def patient_in(url: str) -> str | None:
     """The patient's id in a reference or URL such as ``Patient/123/_history/4``."""
+    kind, found = target_of(url)
+    return found if kind == "Patient" else None
+
+
+def target_of(url: str) -> tuple[str, str]:
+    """The type and the id of what a reference or URL leads to; empty if it is another form."""
     match = _RESTFUL.search(url)
-    return unquote(match[2], errors="backslashreplace") if match and match[1] == "Patient" else None
+    return (match[1], unquote(match[2], errors="backslashreplace")) if match else ("", "")
 
 
 def _is_subset(resource: dict[str, Any]) -> bool:

@@ -26,12 +26,21 @@ class PrivacyKey:
     id: str
 
     def token(self, identifier: str) -> str:
-        digest = hmac.digest(self.secret, identifier.encode("utf-8", "backslashreplace"), "sha256")
-        return f"{self.id}.{base64.urlsafe_b64encode(digest[:16]).decode().rstrip('=')}"
+        return f"{self.id}.{_digest(self.secret, identifier)}"
+
+    def mark(self, kind: str, text: str) -> str:
+        """What stands for `text` where only equality matters; no patient's token, and another for
+        each `kind`."""
+        return _digest(hmac.digest(self.secret, f"authz {kind}".encode(), "sha256"), text)
 
     @classmethod
     def of(cls, secret: bytes) -> "PrivacyKey":
         return cls(secret, hashlib.sha256(b"authz privacy key\n" + secret).hexdigest()[:8])
+
+
+def _digest(secret: bytes, text: str) -> str:
+    digest = hmac.digest(secret, text.encode("utf-8", "backslashreplace"), "sha256")
+    return base64.urlsafe_b64encode(digest[:16]).decode().rstrip("=")
 
 
 def load_key(path: Path) -> PrivacyKey:

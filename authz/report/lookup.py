@@ -5,9 +5,10 @@ is what its records say of it, and `records` name them, so that each line can be
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from authz.report.explained import Explanation, explanations
 from authz.store import lookups
 from authz.store.client import Client
 from authz.store.lookups import EVER, Row, Totals, Window
@@ -49,6 +50,9 @@ class Request:
     """Of the policy that decided; ``authz policy show`` prints its text. Empty without one."""
     records: tuple[str, ...]
     """``<origin>/<index>`` of the records that say so."""
+    explained: tuple[Explanation, ...] = ()
+    """What is known to give a reason to look at each of these patients; not those of whom nothing
+    is."""
 
     @property
     def allowed(self) -> bool:
@@ -75,6 +79,8 @@ class Lookup:
     other_keys: tuple[str, ...]
     """Privacy keys that patients are recorded under, as a sample shows, and that were not given:
     what was recorded under these was not searched."""
+    feeds: tuple[str, ...] = ()
+    """The feeds of reasons that are loaded. With none, nothing could explain a request."""
 
     @property
     def more(self) -> int:
@@ -98,6 +104,8 @@ def look_up(
     tokens = list(numbers)
     found = lookups.newest(client, tokens, window, limit)
     requests = _fold(lookups.records(client, tokens, found, window), numbers)
+    feeds, explained = explanations(client, numbers, requests)
+    requests = [replace(one, explained=why) for one, why in zip(requests, explained, strict=True)]
     keys = {token.partition(".")[0] for token in tokens}
     answers = lookups.unresolved(client, window)
     whole = len(found) < limit
@@ -112,6 +120,7 @@ def look_up(
         unresolved=answers.unresolved,
         disclosures=answers.disclosures,
         other_keys=tuple(sorted(lookups.key_ids(client, window) - keys)),
+        feeds=feeds,
     )
 
 

@@ -21,7 +21,9 @@ from authz.detect import kept
 from authz.detect.break_glass import Uses, late, use_of, without_reason
 from authz.detect.detector import Finding, detector_of
 from authz.detect.event import record_id
+from authz.detect.feeds import Feeds
 from authz.detect.record import finding_record, key_of
+from authz.feeds.loaded import Tables
 from authz.journal.chain import split
 from authz.record import Record, details_of
 from authz.serve import grpc_server
@@ -42,6 +44,7 @@ _DRAIN_SECONDS = 10
 _LATE_HOURS = 24 * 30  # a use is told as late at most so long after its deadline
 _SPOKEN_OF = 20_000  # findings, the newest, of which people may still say something
 _LATE_SECONDS = 60  # how often that is looked at
+_FEEDS_SECONDS = 60  # how often for newer feeds
 
 RECORDS = Counter("authz_watch_records", "Records that were looked at")
 FINDINGS = Counter("authz_findings", "Findings", ["rule", "lane"])
@@ -49,6 +52,7 @@ BEHIND = Gauge("authz_watch_behind_seconds", "Age of the newest record when it w
 UNEXPLAINED = Gauge(
     "authz_watch_unexplained_ratio", "Accesses to charts that no feed explains, of all"
 )
+FEED_AGE = Gauge("authz_watch_feed_age_seconds", "Since a feed was last loaded", ["feed"])
 
 logger = structlog.get_logger()
 
@@ -71,10 +75,17 @@ class Watch:
         self._moved = False
         self._detector = detector_of(options, self._kept.memory)
         self._detector.feeds.as_of = now_us()
+        self._newer: Feeds | None = None
         self._known = self._on_record()
+
+    def take(self, feeds: Feeds) -> None:
+        """Go by `feeds` from the next look on. Any thread may say so."""
+        self._newer = feeds
 
     def look(self) -> int:
         """Look at what is new; returns how many records that were."""
+        if (newer := self._newer) is not None:
+            self._detector.feeds, self._newer = newer, None
         batch: list[Record] = []
         reached = {}
         for origin, size in watched.sizes(self._client).items():
@@ -168,10 +179,14 @@ async def serve(config: Config, tell: Tell, *, once: bool) -> None:
     grpc_server.serve_metrics(config.watch.metrics)
     client = connect(store)
     writer = Writer(config) if options.receiver else None
+    tables = None if config.watch.feeds else Tables(connect(store))
     loops: list[Callable[[], Awaitable[None]]] = []
     try:
         await asyncio.to_thread(check, client)
         watch = await asyncio.to_thread(Watch, config, client, writer, tell)
+        if tables:
+            await asyncio.to_thread(_take, watch, tables)
+            loops.append(partial(_take_newer, watch, tables, store))
         if config.watch.webhooks:
             webhooks = Webhooks(config.watch.webhooks, config.data_dir, store)
             loops.append(webhooks.run)
@@ -199,6 +214,30 @@ async def serve(config: Config, tell: Tell, *, once: bool) -> None:
         if writer:
             writer.close()
         client.disconnect()
+        if tables:
+            tables.close()
+
+
+def _take(watch: Watch, tables: Tables) -> None:
+    """Take over what is loaded, if it is not what it was."""
+    if (feeds := tables.newer()) is not None:
+        watch.take(feeds)
+        told = {feed: loaded.rows for feed, loaded in tables.loads.items()}
+        logger.info("feeds", **told) if told else logger.warning("no feed is loaded any more")
+    FEED_AGE.clear()
+    for feed, loaded in tables.loads.items():
+        FEED_AGE.labels(feed).set((now_us() - loaded.loaded_at) / 1_000_000)
+
+
+async def _take_newer(watch: Watch, tables: Tables, store: str) -> None:
+    """Look for newer feeds, until cancelled, while records are looked at by the former ones."""
+    while True:
+        await asyncio.sleep(_FEEDS_SECONDS)
+        try:
+            await asyncio.to_thread(_take, watch, tables)
+        except QUERY_ERRORS as error:
+            tables.close()
+            logger.error("the feeds cannot be read", error=str(explain(error, store)))
 
 
 async def _follow(watch: Watch, store: str, stopped: asyncio.Event, *, once: bool) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from clickhouse_driver import Client
 
 from authz.record import FIELDS
-from authz.store import layout, migrations
+from authz.store import feeds, layout, migrations
 
 _TABLES = ("audit_log", "checkpoints", "tiles", "policies", "sealed_originals")
+_COPIED = tuple(table.name for table in feeds.TABLES)
 _FOUND = (
     "SELECT name, engine, as_select, currentDatabase() FROM system.tables"
     " WHERE database = currentDatabase()"
@@ -25,6 +26,7 @@ def wrong(client: Client) -> Iterator[tuple[str, str]]:
     form = layout.of(client)
     views = migrations.views(form)
     rows = [name if form.cluster is None else f"{name}_local" for name in _TABLES]
+    rows += _COPIED
     for name, engine, query, database in client.execute(_FOUND):
         if name in rows and not engine.endswith("MergeTree"):
             yield name, f"it keeps no rows: in its place is a {engine}"

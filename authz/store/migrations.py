@@ -13,7 +13,7 @@ from clickhouse_driver.errors import ErrorCodes, ServerException
 
 from authz.errors import UsageError
 from authz.record import FIELDS, Field
-from authz.store import layout, lease
+from authz.store import feeds, layout, lease
 from authz.store.layout import Layout, Table
 
 
@@ -235,8 +235,13 @@ def _disclosures(form: Layout) -> list[str]:
     return _add_columns(form, 4, answers=True)
 
 
+def _feeds(form: Layout) -> list[str]:
+    """Who has a reason to look."""
+    return [form.copied(table) for table in feeds.TABLES]
+
+
 MIGRATIONS: tuple[Callable[[Layout], list[str]], ...] = (
-    _first, _attachments, _deciders, _leases, _disclosures
+    _first, _attachments, _deciders, _leases, _disclosures, _feeds
 )  # fmt: skip
 VERSION = len(MIGRATIONS)
 

@@ -21,7 +21,7 @@ from authz.journal.chain import policy_notice
 from authz.ledger import Signer
 from authz.record import FIELDS
 from authz.report import look_up
-from authz.store import checkpoints, layout, migrations
+from authz.store import checkpoints, feeds, layout, migrations
 from authz.store.accounts import Accounted
 from authz.store.client import QUERY_ERRORS, connect
 from authz.store.layout import Layout
@@ -36,7 +36,7 @@ from authz.verify import verify_store
 DATABASE = "authz"
 ROUNDS = 12
 EPOCH = 600 * 1_000_000  # before all that is sealed
-EVERYWHERE = {"schema_versions", "leases"}
+EVERYWHERE = {"schema_versions", "leases", *(table.name for table in feeds.TABLES)}
 DOCS = Path(__file__).parents[2] / "docs"
 
 
