@@ -146,7 +146,8 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _lines(file: IO[bytes]) -> Iterator[str]:
-    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        yield from text
 
 
 def _documents(file: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -129,8 +129,10 @@ def loads(client: Client) -> list[Loaded]:
     query = (
         "SELECT feed, argMax(version, at), argMax(rows, at),"
         " toUnixTimestamp64Micro(max(loaded_at)), argMax(`by`, at), argMax(source, at),"
-        " toInt64(toUnixTimestamp(argMax(expires, at))) * 1000000, toBool(argMax(expires, at) <= now())"
-        " FROM (SELECT *, (loaded_at, version) AS at FROM feed_loads) GROUP BY feed ORDER BY feed"
+        " toInt64(toUnixTimestamp(argMax(expires, at))) * 1000000,"
+        " toBool(argMax(expires, at) <= now())"
+        " FROM (SELECT *, (loaded_at, version) AS at FROM feed_loads)"
+        " GROUP BY feed ORDER BY feed"
     )
     return [Loaded(*(_text(one) for one in row)) for row in client.execute(query)]
 
