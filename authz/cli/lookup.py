@@ -203,6 +203,8 @@ def interval(since: int, until: int) -> str:
         return ""
     if not until:
         return f", since {first}"
+    if first == last:
+        return f", {first}"
     return f", {first} to {last}" if since else f", until {last}"
 
 
