@@ -57,7 +57,7 @@ def test_table_for_a_view(client):
     assert found(client) == [("schema", "findings")]
 
 
-@pytest.mark.parametrize("table", ["audit_log", "checkpoints", "tiles"])
+@pytest.mark.parametrize("table", ["audit_log", "checkpoints", "tiles", "feed_reasons"])
 def test_view_for_a_table(client, table):
     """A view in the table's place, which may show the verifier one thing and others another."""
     client.execute(f"RENAME TABLE {table} TO hidden")
