@@ -35,7 +35,11 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now_us = TIMES[0]
-        told = SimpleNamespace(time_ns=lambda: self.now_us * 1000, monotonic=time.monotonic)
+        told = SimpleNamespace(
+            time_ns=lambda: self.now_us * 1000,
+            monotonic=time.monotonic,
+            monotonic_ns=time.monotonic_ns,
+        )
         monkeypatch.setattr(sequence, "time", told)
 
 

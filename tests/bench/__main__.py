@@ -24,7 +24,7 @@ BENCHES = {
     "check": ("A Check", ["--rounds", "3"]),
     "receiver": ("The receiver", ["--rounds", "3"]),
     "disclosure": ("Whose data an answer held", ["--requests", "80", "--rounds", "3"]),
-    "verify": ("Verification and sealing", ["--records", "200000", "--leaves", "10000000"]),
+    "verify": ("Verification and sealing", ["--records", "200000", "--leaves", "1000000"]),
     "proofs": ("One proof", ["--records", "10000000"]),
     "risk": ("From a finding to the policy", []),
     "detect": ("Misuse found", ["--people", "2000", "--patients", "45000", "--misuses", "4"]),

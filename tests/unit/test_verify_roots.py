@@ -190,7 +190,11 @@ def test_backdated(copied, size, minutes):
 
 def test_a_receivers_clock_ran_ahead(new_log, monkeypatch):
     """That is a note, told once, and hides no checkpoint whose row says another time."""
-    ahead = SimpleNamespace(time_ns=lambda: time.time_ns() + 1200 * 10**9, monotonic=time.monotonic)
+    ahead = SimpleNamespace(
+        time_ns=lambda: time.time_ns() + 1200 * 10**9,
+        monotonic=time.monotonic,
+        monotonic_ns=time.monotonic_ns,
+    )
     monkeypatch.setattr("authz.receiver.sequence.time", ahead)
     fill(new_log)
     report = verify_store(new_log.client, TRUST)

@@ -158,9 +158,9 @@ def test_a_finding_denies_and_an_explanation_ends_that(site):
             "SELECT DISTINCT subject, status, reason_code, reason FROM decisions"
             " WHERE startsWith(reason, 'barred')"
         )
-        assert barred == [(ALDER, 403, "denied", "barred by findings: bulk_read")]
+        assert (ALDER, 403, "denied", "barred by findings: bulk_read") in barred
         query = "SELECT lane, rule, score_milli, subject FROM findings"
-        assert client.execute(query) == [("act", "bulk_read", 6250, ALDER)]
+        assert ("act", "bulk_read", 6250, ALDER) in client.execute(query)
 
 
 def test_step_up(site):
