@@ -227,3 +227,6 @@ def test_block_from_a_finding(site):
             " WHERE event = 'block'"
         )
         assert told == [(ALDER, [id_], pwd.getpwuid(os.getuid()).pw_name)]
+    site.authz("unblock", ALDER, "--reason", "it was she")
+    site.said("finding_explained", id_)
+    site.becomes(200, CHART)
