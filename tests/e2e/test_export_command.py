@@ -189,6 +189,9 @@ def test_a_window_and_what_is_new(site, tmp_path):
         assert state.read_bytes() == kept
     assert "in the part that was checked" in authz(site, "verify", "--since", "1d")
     authz(site, "export", "-o", tmp_path / "again", "--reason", "more is new")
+    with connect(site[1]) as client:  # the receiver seals what was told it within a second or so
+        newest = "SELECT max(size) FROM checkpoints"
+        assert until(lambda: client.execute(newest)[0][0] > first["records"], 30)
     second = verified(site, *incremental, alone=False)
     assert second["records"] > first["records"]
     assert second["checked"] == second["records"] - first["records"]
