@@ -235,10 +235,11 @@ def test_broken_policy(changing):
         "not rego": "package envoy.authz\nallow := {",
         "empty": "",
         "another package": "package other\nimport rego.v1\nallow := true\n",
-        "no such rule": "package envoy.authz\nimport rego.v1\nallowed := true\n",
         "an unknown function": "package envoy.authz\nimport rego.v1\nallow if no.such(1)\n",
         "what the engine lacks": "package envoy.authz\nimport rego.v1\n"
         'allow if http.send({"method": "GET", "url": "http://127.0.0.1:1"}).status == 200\n',
+        # Not right after the other without the rule: what is said again is told once.
+        "no such rule": "package envoy.authz\nimport rego.v1\nallowed := true\n",
         "not text": "\udcff",
     }
     unused: list[str] = []
