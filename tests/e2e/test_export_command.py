@@ -120,9 +120,9 @@ def test_an_auditor_with_nothing_but_the_folder(site, exported):
     assert report["records"] == report["checked"] == told["logs"][ORIGIN]
     assert report["decisions"] == COUNT
     with connect(site[1]) as client:
-        [(details,)] = client.execute(
-            "SELECT details FROM notices WHERE event = 'look' AND reason = 'the auditor'"
-        )
+        query = "SELECT details FROM notices WHERE event = 'look' AND reason = 'the auditor'"
+        assert until(lambda: client.execute(query), 30)  # it is in the receiver's journal already
+        [(details,)] = client.execute(query)
     assert json.loads(details)["logs"] == [ORIGIN]
     said = authz(site, "verify", "--from", folder, alone=True)
     assert "intact: nothing changed" in said
