@@ -29,7 +29,6 @@ class Event:
     country: str
     agent: str
     break_glass: bool
-    reason: str
     barred: bool
     """Denied by a block, whatever was asked for: that tells nothing about who asks."""
     failed: bool
@@ -77,7 +76,7 @@ class Events:
             record_id(record), time, subject, tuple(roles), str(get("tenant", "")),  # type: ignore[arg-type]
             tuple(patients), allowed, str(get("path", "")), str(get("source_ip", "")),  # type: ignore[arg-type]
             str(get("country", "")), str(get("user_agent", "")), bool(get("break_glass")),
-            str(get("reason", "")), get("reason_code") == "blocked", failed, first,
+            get("reason_code") == "blocked", failed, first,
         )  # fmt: skip
 
 

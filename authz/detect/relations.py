@@ -81,5 +81,5 @@ def gone(sight: Sight) -> Iterator[Suspicion]:
     yield Suspicion(
         "terminated", 12.0 if certain else 3.0,
         "A request of somebody whose status is terminated or disabled", usual, "",
-        tuple(sight.day.recent[-100:]), certain=certain,
+        tuple(sight.day.recent), certain=certain,
     )  # fmt: skip

@@ -59,7 +59,8 @@ class Sight:
 @dataclass(frozen=True, slots=True)
 class Suspicion:
     """`score` is -log10 of how likely it is by chance, as the rule reckons: what it is worth in
-    alerts is learnt from the deployment's own history. `cause` tells two of one rule apart."""
+    alerts is learnt from the deployment's own history. `cause` tells two of one rule apart. Of many
+    `records`, the newest are named."""
 
     rule: str
     score: float

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from authz.detect.suspicion import Sight, Suspicion, told
 from authz.detect.usual import FADING
 
-_KM_A_DEGREE = 111.2
 _FASTEST_KMH = 900
 _LEAST_KM = 500
 

@@ -53,13 +53,10 @@ def today(sight: Sight) -> Iterator[Suspicion]:
         score = tail(count, usual.mean * surge, usual.variance * surge * surge)
         if score < 1:
             continue
-        if measure == UNEXPLAINED:
-            records = tuple(list(day.unexplained.values())[-100:])
-        else:
-            records = tuple(day.recent[-100:])
+        shown = day.unexplained.values() if measure == UNEXPLAINED else day.recent
         yield Suspicion(
             rule, score, f"{told(count)} {what} on this day", _own(usual), _peers(sight, measure),
-            records,
+            tuple(shown),
         )  # fmt: skip
 
 
@@ -86,7 +83,7 @@ def slowly(sight: Sight) -> Iterator[Suspicion]:
             rule, score * 0.4343,
             f"{told(lately)} {what} a day over the last {len(newest) + 1} days there",
             f"{told(usual.mean)} a day before that", _peers(sight, measure),
-            tuple(day.recent[-100:]),
+            tuple(day.recent),
         )  # fmt: skip
 
 

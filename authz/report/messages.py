@@ -51,7 +51,7 @@ class Manner:
     link: str = ""
 
 
-def generic(record: Record, manner: Manner, now: datetime) -> dict[str, Any]:  # noqa: ARG001
+def generic(record: Record, manner: Manner, now: datetime) -> dict[str, Any]:  # noqa: ARG001 - as `FORMS` wants it
     """A message as Standard Webhooks has it: type, timestamp and data."""
     return {
         "type": "authz.finding.raised",
@@ -84,7 +84,7 @@ def alertmanager(record: Record, manner: Manner, now: datetime) -> list[dict[str
     return [alert | ({"generatorURL": told["link"]} if "link" in told else {})]
 
 
-def slack(record: Record, manner: Manner, now: datetime) -> dict[str, Any]:  # noqa: ARG001
+def slack(record: Record, manner: Manner, now: datetime) -> dict[str, Any]:  # noqa: ARG001 - as `FORMS` wants it
     """An incoming webhook's blocks. All values are plain text: nothing in them mentions anybody or
     becomes a link."""
     told = _told(record, manner)

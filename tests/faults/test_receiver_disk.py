@@ -86,7 +86,7 @@ def test_every_call_fails_once(tmp_path, monkeypatch, error):
     monkeypatch.setattr("authz.journal.segments.os", disk)
     monkeypatch.setattr("authz.files.os", disk)
     # As a function: Python binds it to the path.
-    monkeypatch.setattr(Path, "replace", lambda fresh, target: disk.rename(fresh, target))  # noqa: PLW0108
+    monkeypatch.setattr(Path, "replace", lambda fresh, target: disk.rename(fresh, target))  # noqa: PLW0108 - it binds
     random = Random(SEED)
     number, stops = 0, 0
     while True:

@@ -223,6 +223,6 @@ def _workplaces(random: Generator, role: Ints, departments: Departments) -> Ints
         edges = np.cumsum([share for _, share in choices])[:-1] * len(mine)
         parts = np.split(mine, np.round(edges).astype(int))
         for part, (where, _) in zip(parts, choices, strict=True):
-            where = np.atleast_1d(where)  # noqa: PLW2901
+            where = np.atleast_1d(where)  # noqa: PLW2901 - one or many
             found[part] = where[np.arange(len(part)) % len(where)]
     return found
