@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from authz.detect.detector import Memory
-from authz.errors import UsageError
+from authz.errors import UnavailableError, UsageError
 from authz.files import replace_file
 
 VERSION = 1
@@ -46,5 +46,8 @@ def load(path: Path) -> Kept | None:
 
 
 def save(path: Path, kept: Kept) -> None:
-    """Whole, or as it was before. Raises `OSError`."""
-    replace_file(path, _form().dump_json(kept))
+    """Whole, or as it was before. Raises `UnavailableError`."""
+    try:
+        replace_file(path, _form().dump_json(kept))
+    except OSError as error:
+        raise UnavailableError(f"{path}: {error.strerror}") from None

@@ -23,7 +23,9 @@ from authz.detect.detector import Finding, detector_of
 from authz.detect.event import record_id
 from authz.detect.feeds import Feeds
 from authz.detect.record import finding_record, key_of
+from authz.errors import UnavailableError
 from authz.feeds.loaded import Tables
+from authz.files import make_directory
 from authz.journal.chain import split
 from authz.record import Record, details_of
 from authz.serve import grpc_server
@@ -68,6 +70,7 @@ class Watch:
         self._client = client
         self._writer = writer
         self._tell = tell
+        make_directory(config.data_dir)
         self._path = config.data_dir / "watch.json"
         self._kept = kept.load(self._path) or kept.Kept()
         self._silent_until = 0 if self._kept.next else now_us() - _HOUR_US
@@ -134,10 +137,10 @@ class Watch:
         self._raise(late(Uses.of(glass(self._client, window)), now, hours))
 
     def keep(self, *, now: bool = False) -> None:
-        """Keep what was learnt, if it is time to, or `now`."""
+        """Keep what was learnt, if it is time to, or `now`. Raises `UnavailableError`."""
         if self._moved and (now or time.monotonic() - self._kept_at > _KEPT_SECONDS):
-            kept.save(self._path, self._kept)
             self._kept_at = time.monotonic()
+            kept.save(self._path, self._kept)
             self._moved = False
 
     def _next(self, origin: str) -> int:
@@ -255,8 +258,16 @@ async def _follow(watch: Watch, store: str, stopped: asyncio.Event, *, once: boo
                 raise
             logger.error("the store cannot be read", error=str(explain(error, store)))
         else:
-            await asyncio.to_thread(watch.keep)
+            await _keep(watch)
         if once and not looked:
             stopped.set()
         elif looked < _BUSY:
             await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _keep(watch: Watch) -> None:
+    """Keep what was learnt. Where that fails it is tried again; a restart then learns it again."""
+    try:
+        await asyncio.to_thread(watch.keep)
+    except UnavailableError as error:
+        logger.error("what was learnt is not kept", error=str(error))

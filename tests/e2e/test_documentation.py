@@ -240,6 +240,9 @@ def test_commands(parts, checked, tmp_path, block, request):
         "subject,role,status\ndr.alder,physician,active\n"
     )
     (tmp_path / "records.ndjson").write_text('{"kind":"access","subject":"dr.alder","time":1}\n')
+    if "--what-if" in block.text:  # goes by what a watch has learnt
+        watched = "authz watch --store $STORE --data-dir data/watch --once"
+        assert run(["sh", "-c", watched], parts.world, cwd=tmp_path).returncode == 0
     done = run(["sh", "-eu", "-c", block.text], parts.world, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -125,6 +125,16 @@ def test_found_while_it_happens_and_once(site):
     assert [row[5] for row in findings(client)] == keys
 
 
+def test_without_a_receiver(site, tmp_path):
+    """It makes its directory and learns; `--what-if` goes by that."""
+    _, _, _, ours = site
+    alone = {name: it for name, it in ours.environment.items() if "RECEIVER" not in name}
+    here = ("--data-dir", tmp_path / "new")
+    run([*AUTHZ, "watch", "--once", *here], ours, env=alone, check=True)
+    told = run([*AUTHZ, "watch", "--what-if", "--json", *here], ours, env=alone, check=True)
+    assert orjson.loads(told.stdout)
+
+
 def test_replay_prints_a_line_for_each(site, tmp_path):
     """The same rules over a file: the fields of the contract; a line that is none is named."""
     _, _, _, ours = site

@@ -6,7 +6,7 @@ import pytest
 
 from authz.detect import kept
 from authz.detect.record import finding_record, key_of, to_json
-from authz.errors import UsageError
+from authz.errors import UnavailableError, UsageError
 from authz.record import canonical, misfit
 from tests.detected import access, detector, explained, found, ward, working_day
 
@@ -39,6 +39,12 @@ def test_a_file_of_somebody_elses(tmp_path: Path) -> None:
     path.write_text('{"version": "?"}')
     with pytest.raises(UsageError, match=r"watch\.json"):
         kept.load(path)
+
+
+def test_where_nothing_can_be_kept(tmp_path: Path) -> None:
+    """The file is named: it is not the store that fails."""
+    with pytest.raises(UnavailableError, match=r"gone/watch\.json: No such file"):
+        kept.save(tmp_path / "gone" / "watch.json", kept.Kept())
 
 
 def test_a_finding_is_a_record() -> None:
