@@ -82,7 +82,8 @@ def watch(
         watch__review=review, watch__zone=zone, watch__metrics=metrics,
     )  # fmt: skip
     loaded = config.load(file, options)
-    loaded = loaded.model_copy(update={"data_dir": loaded.data_dir / "watch"})
+    places = loaded.watch.model_copy(update={"geo": loaded.watch.geo or loaded.geo})
+    loaded = loaded.model_copy(update={"data_dir": loaded.data_dir / "watch", "watch": places})
     console = Console()
 
     def tell(finding: "Finding") -> None:

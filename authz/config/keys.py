@@ -218,7 +218,7 @@ class Watch(_Section):
         None, description="directory of people.csv, patients.csv, care_team.csv, ..."
     )
     geo: Path | None = Field(
-        None, description="file in MaxMind's format that tells where addresses are"
+        None, description="another file than `geo` that tells where addresses are"
     )
     shared: tuple[str, ...] = Field(
         (), description="networks that many people share, such as a VPN's: 198.51.100.0/24"
@@ -318,6 +318,11 @@ class Config(BaseSettings):
         Path("authz-data"), description="journal, keys and state of this process"
     )
     store: str | None = Field(None, description="clickhouse://user:password@host:9000/database")
+    geo: Path | None = Field(
+        None,
+        description="file in MaxMind's format: the country of each record's address, and what"
+        " `watch` knows of places",
+    )
     ext_authz: ExtAuthz = ExtAuthz()
     identity: IdentityConfig = IdentityConfig()
     receiver: Receiver = Receiver()

@@ -13,7 +13,6 @@ from authz.detect import accounts, relations, times, volume
 from authz.detect.event import Event, Events
 from authz.detect.feeds import Feeds, load
 from authz.detect.lanes import Budgets, Calibration, Lane, Lanes
-from authz.detect.places import locator, shared
 from authz.detect.suspicion import Rule, Sight, Suspicion, World
 from authz.detect.usual import (
     BREAKS,
@@ -32,6 +31,7 @@ from authz.detect.usual import (
     usual_of,
 )
 from authz.errors import UsageError
+from authz.places import locator, shared
 from authz.record import Record
 
 RULES: tuple[Rule, ...] = (
@@ -91,6 +91,19 @@ class Failures:
 
 
 @dataclass(slots=True)
+class Total:
+    """One day of all people together."""
+
+    date: int = 0
+    """Days since the epoch."""
+    people: int = 0
+    charts: int = 0
+    """Each person's each chart, once."""
+    unexplained: int = 0
+    """Those that no feed explains."""
+
+
+@dataclass(slots=True)
 class Memory:
     """All that a detector has learnt: plain values, which can be kept. It follows people and what
     they do in a day, not history."""
@@ -106,9 +119,15 @@ class Memory:
     alerted: dict[str, dict[str, Alerted]] = field(default_factory=dict)
     """By subject and cause."""
     failures: dict[str, Failures] = field(default_factory=dict)
-    accesses: int = 0
-    """To charts, each person's each day."""
-    unexplained: int = 0
+    today: Total = field(default_factory=Total)
+    over: list[Total] = field(default_factory=list)
+    """The days before, `KEPT_DAYS` of them."""
+
+    @property
+    def unexplained(self) -> float:
+        """The share of looks at charts that no feed explains, of all these days."""
+        days = (*self.over, self.today)
+        return sum(day.unexplained for day in days) / max(sum(day.charts for day in days), 1)
 
 
 def detector_of(options: Watch, memory: Memory | None = None) -> "Detector":
@@ -271,9 +290,9 @@ class Detector:
             day.patients.add(patient)
             counts[PATIENTS] += 1
             group.today[PATIENTS] += 1
-            self.memory.accesses += 1
+            self.memory.today.charts += 1
             if not self.feeds.reason(event.subject, patient, event.time):
-                self.memory.unexplained += 1
+                self.memory.today.unexplained += 1
                 day.unexplained[patient] = event.id
                 counts[UNEXPLAINED] += 1
                 if event.allowed:
@@ -390,6 +409,9 @@ class Detector:
                 memory.groups[person.group].learn(counts, day.hours)
             person.day = None
         self.lanes.close(memory.date, len(self._active))
+        memory.today.date, memory.today.people = memory.date, len(self._active)
+        memory.over = [*memory.over[1 - KEPT_DAYS :], memory.today]
+        memory.today = Total()
         self._active.clear()
         self._best.clear()
         memory.failures = {

@@ -4,8 +4,11 @@ import hashlib
 import json
 from datetime import UTC, datetime
 
-from authz.detect.detector import Finding
-from authz.record import SCHEMA_VERSION, Record, clean
+from authz.detect.detector import Finding, Total
+from authz.detect.usual import DAY_US
+from authz.record import SCHEMA_VERSION, Record, clean, notice
+
+DAY = "watch_day"
 
 
 def finding_record(finding: Finding) -> Record:
@@ -21,6 +24,16 @@ def finding_record(finding: Finding) -> Record:
             "details": json.dumps(details, sort_keys=True, separators=(",", ":")),
         }
     )  # fmt: skip
+
+
+def day_notice(total: Total) -> Record:
+    """How a day was that is over; `day` is its number since the epoch, by the people's clock."""
+    begin = datetime.fromtimestamp(total.date * DAY_US / 1_000_000, UTC)
+    told = {
+        "day": total.date, "date": begin.date().isoformat(), "people": total.people,
+        "charts": total.charts, "unexplained": total.unexplained,
+    }  # fmt: skip
+    return notice(DAY, (total.date + 1) * DAY_US, told)
 
 
 def key_of(finding: Finding) -> str:

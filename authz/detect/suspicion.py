@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 
 from authz.detect.event import Event
 from authz.detect.feeds import Feeds, Known
-from authz.detect.usual import Day, Group, Person, Place
+from authz.detect.usual import Day, Group, Person
+from authz.places import Place
 
 
 def _nowhere(_address: str) -> Place | None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from scipy.special import betainc, gammainc
 
+from authz.places import Place
+
 MEASURES = ("requests", "patients", "unexplained", "peak", "denials", "switches", "breaks")
 REQUESTS, PATIENTS, UNEXPLAINED, PEAK, DENIALS, SWITCHES, BREAKS = range(len(MEASURES))
 DAY_US = 86_400_000_000
@@ -50,16 +52,6 @@ def tail(count: int, mean: float, variance: float) -> float:
         shape = mean * mean / (variance - mean)
         chance = float(betainc(count, shape, mean / (mean + shape)))
     return -math.log10(chance) if chance > 10**-_MOST_SCORE else _MOST_SCORE
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an address is: degrees, and the radius in km within which that is so."""
-
-    latitude: float
-    longitude: float
-    radius: float
-    country: str = ""
 
 
 @dataclass(slots=True)

@@ -1,7 +1,9 @@
 """From an access log entry, as plain values, to the record of an access. Pure."""
 
+from collections.abc import Callable
 from typing import Any
 
+from authz.places import nowhere
 from authz.record import DECIDED, SCHEMA_VERSION, Record, fit
 from authz.record.privacy import PrivacyKey
 from authz.record.resource import Resources
@@ -10,8 +12,9 @@ _DECIDED = frozenset((*DECIDED, "decided_by"))
 
 
 def access_record(
-    entry: dict[str, Any], node: str, resources: Resources, key: PrivacyKey | None
-) -> Record:
+    entry: dict[str, Any], node: str, resources: Resources, key: PrivacyKey | None,
+    country: Callable[[str], str] = nowhere,
+) -> Record:  # fmt: skip
     """The record of one access told by Envoy `node`; it takes the place of `entry`, which is used
     up.
 
@@ -41,6 +44,8 @@ def access_record(
             record["resource_id"] = resource.id
         elif key is not None and resource.id:
             record["resource_id"] = key.token(resource.id)
+    if place := country(record.get("source_ip", "")):
+        record["country"] = place
     if flags:
         details = [str(record.get("response_details", "")), *flags]
         record["response_details"] = " ".join(filter(None, details))

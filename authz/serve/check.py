@@ -23,6 +23,7 @@ from authz.envoy.answer import answer
 from authz.identity.sources import Identities
 from authz.journal.group import Ticket
 from authz.journal.segments import JournalError
+from authz.places import nowhere
 from authz.policy.engine import Decider, Document
 from authz.policy.verdict import Verdict, denial
 from authz.record import Entry, Record
@@ -66,8 +67,11 @@ class CheckService:
         self, config: ExtAuthz, identities: Identities, blocks: Blocks, engine: Decider,
         keeper: Keeper, key: PrivacyKey, resources: Resources, *, seal: Seal | None = None,
         tracer: CheckTracer | None = None, shown: Sequence[str] = (),
+        country: Callable[[str], str] = nowhere,
     ) -> None:  # fmt: skip
-        """`shown` are the paths below which Envoy shows the answers: `disclosure.routes`."""
+        """`shown` are the paths below which Envoy shows the answers: `disclosure.routes`. `country`
+        tells that of an address."""
+        self._country = country
         self._config = config
         self._judge = Judge(config, identities, blocks, resources)
         self._seal = seal
@@ -300,6 +304,7 @@ class CheckService:
             note=check.note,
             enforced=verdict is not None or not self._config.dry_run,
             discloses=verdict is None and self._discloses(check, own),
+            country=self._country(check.facts.source_ip),
         )  # fmt: skip
 
     def _discloses(self, check: Check, verdict: Verdict) -> bool:

@@ -20,6 +20,7 @@ _PATIENTS = FIELD["patients"].items
 def decision_record(
     known: Facts, resource: Resource, identity: Identity, verdict: Verdict, key: PrivacyKey, *,
     decision_id: str, revision: str, note: str, enforced: bool, discloses: bool = False,
+    country: str = "",
 ) -> Record:  # fmt: skip
     """The record of one decision. Who and why is the policy's word where it says so; `note` is what
     went wrong where it does not. `discloses`: whose data the answer holds is to be told."""
@@ -56,6 +57,7 @@ def decision_record(
             "patients": list(tokens.values()),
             "action": resource.action,
             "source_ip": known.source_ip,
+            "country": country,
             "user_agent": known.user_agent,
             "status": 0 if verdict.allowed else verdict.http_status,
             "request_id": known.request_id,

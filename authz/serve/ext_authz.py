@@ -14,6 +14,7 @@ from authz.envoy.processing import METHOD as PROCESS
 from authz.errors import AuthzError, UsageError
 from authz.identity.sources import Identities
 from authz.journal.chain import policy_notice
+from authz.places import countries
 from authz.policy.cache import CachedEngine
 from authz.policy.embedded import EmbeddedEngine, close_standard_output
 from authz.policy.engine import Engine
@@ -57,6 +58,7 @@ async def serve(given: Config) -> None:
         options, identities, blocks, CachedEngine(engine), keeper, key,
         Resources(config.privacy.fhir_bases, config.privacy.templates),
         seal=_sealer(config), tracer=tracer, shown=config.disclosure.routes,
+        country=countries(config.geo),
     )  # fmt: skip
     processor = Processor(config.disclosure, keeper, key)
     health = CoreHealth([_SERVICE])

@@ -5,7 +5,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ from authz.envoy.access_log import Access, http_access, identifier, tcp_access
 from authz.journal.chain import ChainError, chain_hash, check_attachment, check_link, split
 from authz.journal.commit import Committer
 from authz.journal.segments import JournalError
+from authz.places import nowhere
 from authz.receiver.access import access_record
 from authz.receiver.metrics import (
     BLOCKS,
@@ -52,11 +53,13 @@ class Intake:
     def __init__(
         self, log: Log, committer: Committer[list[Entry]], resources: Resources,
         key: PrivacyKey | None, *, synced: bool = False, risk_hours: float = HOURS,
+        country: Callable[[str], str] = nowhere,
     ) -> None:  # fmt: skip
         self._log = log
         self._committer = committer
         self._resources = resources
         self._key = key
+        self._country = country
         self._synced = synced  # what is acknowledged survives the machine
         self._risk_hours = risk_hours
         self._writers: dict[str, asyncio.Lock] = {}
@@ -128,7 +131,8 @@ class Intake:
             self._note_under_way(entries)
         ENTRIES.labels("end").inc(len(ends))
         ENTRIES.labels("intermediate").inc(len(entries) - len(ends))
-        return [(access_record(entry, node, self._resources, self._key), b"") for entry in ends]
+        known = node, self._resources, self._key, self._country
+        return [(access_record(entry, *known), b"") for entry in ends]
 
     def _note_under_way(self, entries: list[Access]) -> None:
         now_us = self._log.now_us()

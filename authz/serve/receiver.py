@@ -11,6 +11,7 @@ from authz.files import replace_file
 from authz.journal.commit import Committer
 from authz.journal.segments import Journal, JournalError
 from authz.keys import LOG_KEY
+from authz.places import countries
 from authz.receiver import metrics
 from authz.receiver.accounts import Accounts
 from authz.receiver.sequence import Log
@@ -55,7 +56,7 @@ async def serve(config: Config) -> None:
     resources = Resources(config.privacy.fhir_bases, config.privacy.templates)
     intake = Intake(
         log, committer, resources, key, synced=config.journal.durability == "fsync",
-        risk_hours=config.receiver.risk_hours,
+        risk_hours=config.receiver.risk_hours, country=countries(config.geo),
     )  # fmt: skip
     accounts = _accounts(config.receiver, log, intake)
     sealer = Sealer(config, log, client, committer, owner, Books(store, log, committer, accounts))

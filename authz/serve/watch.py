@@ -22,7 +22,7 @@ from authz.detect.break_glass import Uses, late, use_of, without_reason
 from authz.detect.detector import Finding, detector_of
 from authz.detect.event import record_id
 from authz.detect.feeds import Feeds
-from authz.detect.record import finding_record, key_of
+from authz.detect.record import DAY, day_notice, finding_record, key_of
 from authz.errors import UnavailableError
 from authz.feeds.loaded import Tables
 from authz.files import make_directory
@@ -79,7 +79,7 @@ class Watch:
         self._detector = detector_of(options, self._kept.memory)
         self._detector.feeds.as_of = now_us()
         self._newer: Feeds | None = None
-        self._known = self._on_record()
+        self._known, self._told_day = self._on_record()
 
     def take(self, feeds: Feeds) -> None:
         """Go by `feeds` from the next look on. Any thread may say so."""
@@ -105,8 +105,8 @@ class Watch:
         RECORDS.inc(len(batch))
         newest: int = max(record.get("sealed_at", 0) for record in batch)  # type: ignore[assignment]
         BEHIND.set((now_us() - newest) / 1_000_000)
-        memory = self._kept.memory
-        UNEXPLAINED.set(memory.unexplained / max(memory.accesses, 1))
+        UNEXPLAINED.set(self._kept.memory.unexplained)
+        self._tell_days()
         return len(batch)
 
     def _of(self, record: Record) -> Iterator[Finding]:
@@ -151,6 +151,13 @@ class Watch:
         since = now_us() - self._options.history_days * 24 * _HOUR_US
         return watched.first_since(self._client, origin, since)
 
+    def _tell_days(self) -> None:
+        """Put on record how the days were that are over: an interval's own account, as it were."""
+        days = [day for day in self._kept.memory.over if day.date > self._told_day]
+        if self._writer and days:
+            self._writer.committer.commit([(day_notice(day), b"") for day in days])
+        self._told_day = max([self._told_day, *(day.date for day in days)])
+
     def _raise(self, findings: Sequence[Finding]) -> None:
         new = [finding for finding in findings if key_of(finding) not in self._known]
         self._known |= {key_of(finding) for finding in new}
@@ -160,10 +167,10 @@ class Watch:
             FINDINGS.labels(finding.rule, finding.lane).inc()
             self._tell(finding)
 
-    def _on_record(self) -> set[str]:
-        """The keys of findings that a restart may come by again."""
+    def _on_record(self) -> tuple[set[str], int]:
+        """What a restart may come by again: the keys of findings, and the newest day told."""
         since = self._kept.memory.date * 24 * _HOUR_US - 24 * _HOUR_US
-        keys = watched.told(self._client, max(since, 0))
+        keys, newest = watched.told(self._client, max(since, 0)), watched.told_day(self._client)
         if self._writer:
             journal = self._writer.journal
             reader = journal.reader(journal.first)
@@ -172,8 +179,10 @@ class Watch:
                     record = orjson.loads(split(payload)[0])
                     if record.get("kind") == "finding":
                         keys.add(details_of(record).get("key", ""))
+                    elif record.get("event") == DAY:
+                        newest = max(newest, details_of(record).get("day", 0))
             reader.close()
-        return keys
+        return keys, newest
 
 
 async def serve(config: Config, tell: Tell, *, once: bool) -> None:

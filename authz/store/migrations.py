@@ -113,6 +113,29 @@ _ACTIVITY = Table(
     shard="",
 )
 
+# What each subject does in a day, as it comes in: a baseline costs what is new, not what there is.
+# A day is that of `sealed_at`, which never goes back: one that is over stays as it is.
+_BASELINES = Table(
+    "baseline_daily",
+    (
+        "day Date",
+        "tenant LowCardinality(String)",
+        "role LowCardinality(String)",
+        "subject String",
+        "requests SimpleAggregateFunction(sum, UInt64)",
+        "denials SimpleAggregateFunction(sum, UInt64)",
+        "bytes_out SimpleAggregateFunction(sum, UInt64)",
+        "patients AggregateFunction(uniqCombined64Array, Array(String))",
+        "paths AggregateFunction(uniqCombined64Array, Array(String))",
+        "hours SimpleAggregateFunction(groupUniqArrayArray, Array(UInt8))",
+        "networks SimpleAggregateFunction(groupUniqArrayArray(100), Array(String))",
+        "countries SimpleAggregateFunction(groupUniqArrayArray(100), Array(String))",
+    ),
+    "AggregatingMergeTree",
+    "PARTITION BY toYYYYMM(day) ORDER BY (subject, tenant, role, day)",
+    shard="cityHash64(subject)",
+)
+
 _VERSIONS = Table(
     "schema_versions",
     ("version UInt32", "applied_at DateTime64(6, 'UTC') DEFAULT now64(6)"),
@@ -148,8 +171,13 @@ def _queries(form: Layout, *, answers: bool) -> dict[str, str]:
 
 def views(form: Layout) -> dict[str, str]:
     """The views of `VERSION` and what each asks for, what feeds the aggregates included."""
-    feed = _ACTIVITY_FEED.format(log=form.rows(_AUDIT_LOG.name))
-    return {**_queries(form, answers=True), "activity_hourly_feed": feed}
+    log = form.rows(_AUDIT_LOG.name)
+    return {
+        **_queries(form, answers=True),
+        "activity_hourly_feed": _ACTIVITY_FEED.format(log=log),
+        "baseline_daily_feed": _BASELINES_FEED.format(log=log, where=_PEOPLE),
+        "baselines": _BASELINES_SHOWN.format(table=form.name(_BASELINES.name)),
+    }
 
 
 # Accesses carry their decision's values, so no join is needed; a decision stands for itself until
@@ -172,6 +200,34 @@ _ACTIVITY_FEED = """SELECT toStartOfHour(time) AS hour, tenant, subject, resourc
   allowed, count() AS decisions
 FROM {log} WHERE kind = 'decision'
 GROUP BY hour, tenant, subject, resource_type, action, allowed"""
+
+# A network is what `authz watch` takes for one: /24 of IPv4, /48 of IPv6.
+_PEOPLE = "kind IN ('decision', 'access', 'disclosure') AND subject != ''"
+_BASELINES_FEED = """SELECT toDate(sealed_at, 'UTC') AS day, tenant, roles[1] AS role, subject,
+  countIf(kind = 'decision') AS requests,
+  countIf(kind = 'decision' AND NOT allowed) AS denials,
+  sum(log.bytes_out) AS bytes_out,
+  uniqCombined64ArrayState(log.patients) AS patients,
+  uniqCombined64ArrayState(if(path = '', [], [path])) AS paths,
+  groupUniqArray(toHour(time, 'UTC')) AS hours,
+  groupUniqArrayIf(100)(multiIf(
+    isIPv4String(source_ip),
+    concat(toString(tupleElement(IPv4CIDRToRange(toIPv4OrDefault(source_ip), 24), 1)), '/24'),
+    isIPv6String(source_ip),
+    concat(toString(tupleElement(IPv6CIDRToRange(toIPv6OrDefault(source_ip), 48), 1)), '/48'),
+    source_ip), source_ip != '') AS networks,
+  groupUniqArrayIf(100)(toString(country), country != '') AS countries
+FROM {log} AS log WHERE {where}
+GROUP BY day, tenant, role, subject"""
+
+_BASELINES_SHOWN = """SELECT day, tenant, role, subject, sum(kept.requests) AS requests,
+  sum(kept.denials) AS denials, sum(kept.bytes_out) AS bytes_out,
+  uniqCombined64ArrayMerge(kept.patients) AS patients,
+  uniqCombined64ArrayMerge(kept.paths) AS paths,
+  arraySort(groupUniqArrayArray(kept.hours)) AS hours,
+  groupUniqArrayArray(kept.networks) AS networks,
+  groupUniqArrayArray(kept.countries) AS countries
+FROM {table} AS kept GROUP BY day, tenant, role, subject"""
 
 
 def _first(form: Layout) -> list[str]:
@@ -240,8 +296,22 @@ def _feeds(form: Layout) -> list[str]:
     return [form.copied(table) for table in feeds.TABLES]
 
 
+def _baselines(form: Layout) -> list[str]:
+    """What is usual. Of records that are there already, those of days that are over are added."""
+    over = "sealed_at < toStartOfDay(now('UTC'))"
+    past = _BASELINES_FEED.format(log=form.name("audit_log"), where=f"{_PEOPLE} AND {over}")
+    return [
+        *form.table(_BASELINES),
+        form.view("CREATE OR REPLACE VIEW", "baselines", views(form)["baselines"]),
+        form.feed("baseline_daily_feed", _BASELINES.name, views(form)["baseline_daily_feed"]),
+        form.alter_rows(_BASELINES.name, "DELETE WHERE day < toDate(now('UTC'))")
+        + " SETTINGS mutations_sync = 2",
+        f"INSERT INTO {form.name(_BASELINES.name)} {past}",
+    ]
+
+
 MIGRATIONS: tuple[Callable[[Layout], list[str]], ...] = (
-    _first, _attachments, _deciders, _leases, _disclosures, _feeds
+    _first, _attachments, _deciders, _leases, _disclosures, _feeds, _baselines
 )  # fmt: skip
 VERSION = len(MIGRATIONS)
 

@@ -14,6 +14,7 @@ _KEYS = (
     "SELECT JSONExtractString(details, 'key') FROM findings"
     " WHERE sealed_at >= fromUnixTimestamp64Micro(%(since)s)"
 )
+_DAY = "SELECT max(JSONExtractUInt(details, 'day')) FROM notices WHERE event = 'watch_day'"
 
 
 def sizes(client: Client) -> dict[str, int]:
@@ -35,3 +36,9 @@ def following(client: Client, origin: str, first: int, end: int) -> Iterator[Rec
 def told(client: Client, since_us: int) -> set[str]:
     """The keys of findings that are on record since then."""
     return {key for (key,) in client.execute(_KEYS, {"since": since_us})}
+
+
+def told_day(client: Client) -> int:
+    """The newest day that is on record as over, since the epoch; 0 for none."""
+    [(day,)] = client.execute(_DAY)
+    return int(day)

@@ -135,6 +135,26 @@ def test_without_a_receiver(site, tmp_path):
     assert orjson.loads(told.stdout)
 
 
+def test_days_are_told_once(site, tmp_path):
+    """Each day that is over, with the share of accesses that nothing explains; a second watch that
+    learns the same tells none again."""
+    _, _, client, ours = site
+    midnight = time.time_ns() // 1000 // DAY_US * DAY_US
+    times = [midnight - 3, midnight - 2, midnight - 1, midnight]
+    write(site, [
+        access("n.rush", 0, 0, f"p{n}")
+        | {"kind": "decision", "time": at, "decision_id": f"rush-{n}"}
+        for n, at in enumerate(times)
+    ])  # fmt: skip
+    days = "SELECT details FROM notices WHERE event = 'watch_day' ORDER BY index"
+    for number in range(2):
+        run([*AUTHZ, "watch", "--once", "--data-dir", tmp_path / str(number)], ours)
+    assert until(lambda: client.execute(days), 20)
+    [told] = [orjson.loads(details) for (details,) in client.execute(days)]
+    assert (told["day"] + 1) * DAY_US == midnight
+    assert (told["people"], told["charts"], told["unexplained"]) == (1, 3, 3)
+
+
 def test_replay_prints_a_line_for_each(site, tmp_path):
     """The same rules over a file: the fields of the contract; a line that is none is named."""
     _, _, _, ours = site

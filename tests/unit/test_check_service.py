@@ -24,6 +24,7 @@ from authz.journal.chain import Chain, split
 from authz.journal.group import GroupCommit
 from authz.journal.receipts import Receipts
 from authz.journal.segments import Journal, JournalError
+from authz.places import nowhere
 from authz.policy.engine import Decisions
 from authz.policy.verdict import UNDEFINED, PolicyError
 from authz.record import FIELD
@@ -114,7 +115,7 @@ class World:
     """A service and its parts; `watch_deadlines` runs. With `receipts`, answers wait for a
     receiver, whose part the test plays."""
 
-    def __init__(self, directory, *, receipts=False, **config):
+    def __init__(self, directory, *, receipts=False, country=nowhere, **config):
         self.engine = Engine()
         self.journal = Disk(directory / "journal")
         self.keeper = GroupCommit(self.journal, Chain("w", self.journal))
@@ -125,7 +126,7 @@ class World:
         self.key = PrivacyKey.of(bytes(32))
         self.service = Watched(
             ExtAuthz(**config), self.identities, Blocks(directory / "blocks.json", {}),
-            self.engine, self.receipts or self.keeper, self.key, Resources(),
+            self.engine, self.receipts or self.keeper, self.key, Resources(), country=country,
         )  # fmt: skip
         self.watching = threading.Thread(target=self.service.watch_deadlines)
         self.watching.start()
@@ -215,6 +216,17 @@ def test_each_gets_its_own_answer(world):
         [record] = one.records(call)
         assert record.get("allowed", False) is (call.status == 200)
         assert record.get("status", 200) == call.status
+
+
+def test_a_decision_says_its_country(world):
+    """That of the address it came from, by the operator's file; nothing where that has none."""
+    one = world(country=lambda address: "NO" if address == "198.51.100.7" else "")
+    calls = [Call(), Call()]
+    request = CheckRequest.FromString(calls[0].request)
+    request.attributes.source.address.socket_address.address = "198.51.100.7"
+    calls[0].request = request.SerializeToString()
+    one.handle(*calls)
+    assert [one.records(call)[0].get("country") for call in calls] == ["NO", None]
 
 
 def test_bytes_that_are_no_request(world):

@@ -7,7 +7,7 @@ import pytest
 from authz.detect.detector import Finding
 from authz.detect.feeds import Chart, Feeds, Known
 from authz.detect.suspicion import World
-from authz.detect.usual import Place
+from authz.places import Place
 from authz.record import Record
 from tests.detected import HOUR_US, access, detector, explained, found, ward, working_day
 

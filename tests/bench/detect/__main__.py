@@ -83,7 +83,7 @@ def run(name: str, options: Options, client: Client | None, progress: Progress) 
     judged = score(map(to_json, found), hospital.truth, users.count, after, DAILY)
     memory = detector.memory
     return Run(
-        name, judged, count, users.count, memory.unexplained / max(memory.accesses, 1),
+        name, judged, count, users.count, memory.unexplained,
         spent,
     )  # fmt: skip
 
