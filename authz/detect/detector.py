@@ -28,6 +28,7 @@ from authz.detect.usual import (
     Day,
     Group,
     Person,
+    shift_of,
     usual_of,
 )
 from authz.errors import UsageError
@@ -256,8 +257,9 @@ class Detector:
 
     def _begin_day(self, person: Person, group: Group, event: Event) -> Day:
         date = self.memory.date
-        day = person.day = Day(date)
-        day.usual = usual_of(person, group, date)
+        hour = (event.time + self._offset) // _HOUR_US % 24
+        day = person.day = Day(date, shift_of(hour))
+        day.usual = usual_of(person, group, day)
         group.roll(date)
         for measure, usual in enumerate(day.usual):
             group.expected[measure] += usual.mean
@@ -397,7 +399,7 @@ class Detector:
             assert day is not None
             counts = tuple(day.counts)
             volume.add_slow(person.slow, counts, day.usual)
-            person.days.append((day.date, counts, day.alerted))
+            person.days.append((day.date, counts, day.shift, day.alerted))
             del person.days[:-KEPT_DAYS]
             person.seen_days += 1
             person.hours = [

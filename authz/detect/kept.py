@@ -10,7 +10,7 @@ from authz.detect.detector import Memory
 from authz.errors import UnavailableError, UsageError
 from authz.files import replace_file
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(slots=True)

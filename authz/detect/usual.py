@@ -9,6 +9,7 @@ with an alert.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import mul
 
 from scipy.special import betainc, gammainc
 
@@ -60,6 +61,8 @@ class Day:
 
     date: int
     """Days since the epoch."""
+    shift: int = 0
+    """That in which it began: `shift_of`."""
     counts: list[int] = field(default_factory=lambda: [0] * len(MEASURES))
     patients: set[str] = field(default_factory=set)
     unexplained: dict[str, str] = field(default_factory=dict)
@@ -84,8 +87,8 @@ class Person:
     subject: str
     group: str
     """Those it is held against: its role."""
-    days: list[tuple[int, tuple[int, ...], bool]] = field(default_factory=list)
-    """Date, counts, and whether there was an alert; `KEPT_DAYS` of them."""
+    days: list[tuple[int, tuple[int, ...], int, bool]] = field(default_factory=list)
+    """Date, counts, shift, and whether there was an alert; `KEPT_DAYS` of them."""
     day: Day | None = None
     seen_days: int = 0
     first_date: int = 0
@@ -109,11 +112,14 @@ class Person:
     gap_us: int = 0
     """How long it had been away before this day."""
 
-    def own(self, measure: int, today: int) -> list[int]:
-        """The counts of the days that say what is usual."""
-        days = [(date, counts[measure]) for date, counts, alerted in self.days if not alerted]
-        older = [count for date, count in days if date < today - _LAG_DAYS]
-        return older if len(older) >= _ENOUGH_DAYS else [count for _, count in days]
+    def own(self, day: Day) -> list[tuple[int, ...]]:
+        """The counts of the days that say what is usual, by measure; none if there are no days.
+        Those of the same shift, where they are enough."""
+        days = [(date, counts, shift) for date, counts, shift, alerted in self.days if not alerted]
+        older = [one for one in days if one[0] < day.date - _LAG_DAYS]
+        alike = [one for one in older if one[2] == day.shift]
+        taken = next((some for some in (alike, older) if len(some) >= _ENOUGH_DAYS), days)
+        return list(zip(*(counts for _, counts, _ in taken), strict=True))
 
 
 def _zeros() -> list[float]:
@@ -185,27 +191,33 @@ _UNKNOWN = (
 )
 
 
-def usual_of(person: Person, group: Group, today: int) -> tuple[Usual, ...]:
-    """What is usual for `person`, by measure."""
-    return tuple(_usual(person.own(measure, today), group.usual(measure)) for measure in _ALL)
+def shift_of(hour: int) -> int:
+    """0 for the night, from ten to six, 1 for the day, 2 for the evening, from two."""
+    return (hour + 2) % 24 // 8
+
+
+def usual_of(person: Person, group: Group, day: Day) -> tuple[Usual, ...]:
+    """What is usual for `person` on a day such as this, by measure."""
+    own = person.own(day)
+    if not own:
+        return tuple(Usual(*group.usual(measure), 0, 0) for measure in _ALL)
+    return tuple(_usual(sorted(own[measure]), group.usual(measure)) for measure in _ALL)
 
 
 _ALL = range(len(MEASURES))
 
 
 def _usual(own: list[int], role: tuple[float, float]) -> Usual:
+    """`own` are a person's counts, the least first."""
     days = len(own)
-    if not days:
-        return Usual(*role, 0, 0)
-    own.sort()
-    most = own[-1]
     third, first = own[(3 * days) // 4], own[days // 4]
     cap = third + _DRAWN_IN * max(third - first, math.sqrt(third), 1)
-    drawn = [min(count, cap) for count in own]
+    drawn = own if own[-1] <= cap else [min(count, cap) for count in own]
     mean = sum(drawn) / days
-    variance = sum((count - mean) ** 2 for count in drawn) / max(days - 1, 1)
+    squares = sum(map(mul, drawn, drawn))
+    variance = max(squares - days * mean * mean, 0.0) / max(days - 1, 1)
     weight = days / (days + _OWN_DAYS)
     role_mean, role_variance = role
     mean = weight * mean + (1 - weight) * role_mean
     variance = weight * variance * (1 + 2 / days) + (1 - weight) * role_variance
-    return Usual(mean, max(variance, mean), most, days)
+    return Usual(mean, max(variance, mean), own[-1], days)

@@ -75,7 +75,7 @@ def slowly(sight: Sight) -> Iterator[Suspicion]:
         score = before + excess(count, usual)
         if score < _LEAST_SLOW or count < day.steps[measure] - 1 - count // 20:
             continue
-        newest = [counts[measure] for _, counts, _ in person.days[-7:]]
+        newest = [counts[measure] for _, counts, _, _ in person.days[-7:]]
         lately = (sum(newest) + count) / (len(newest) + 1)
         if lately < 1.15 * usual.mean:
             continue
