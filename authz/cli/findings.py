@@ -309,7 +309,9 @@ def _records(records: Sequence[Record]) -> Table:
 def _who(finding: "Finding") -> Text:
     if finding.subject:
         return Text(printable(finding.subject), "bold")
-    return Text(f"(nobody) from {printable(finding.source_ip)}")
+    if finding.source_ip:
+        return Text(f"(nobody) from {printable(finding.source_ip)}")
+    return Text(f"(everybody) {printable(finding.tenant)}".strip())
 
 
 def _state(finding: "Finding") -> Text:

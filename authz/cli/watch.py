@@ -146,7 +146,7 @@ def _line(finding: "Finding") -> Text:
     text = Text(f"{at:%Y-%m-%d %H:%M} ")
     text.append(f"{finding.lane:6} ", style=_COLOURS[finding.lane])
     text.append(f"{finding.rule} ", style="bold")
-    who = printable(finding.subject or finding.address)
+    who = printable(finding.subject or finding.address or f"(everybody) {finding.tenant}".strip())
     return text.append(f"{who}: {printable(finding.evidence)}")
 
 

@@ -9,11 +9,13 @@ from functools import lru_cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from authz.config import Watch
-from authz.detect import accounts, relations, times, volume
+from authz.detect import accounts, failures, relations, times, volume
 from authz.detect.event import Event, Events
+from authz.detect.failures import Failures
 from authz.detect.feeds import Feeds, load
 from authz.detect.lanes import Budgets, Calibration, Lane, Lanes
 from authz.detect.suspicion import Rule, Sight, Suspicion, World
+from authz.detect.tenants import Hours, Tenants
 from authz.detect.usual import (
     BREAKS,
     DAY_US,
@@ -43,8 +45,6 @@ MOST_NAMED = 100  # records of one finding
 COOL_DOWN_DAYS = 7
 _EXPLAINED_DAYS = 30  # what somebody explained is not told again for so long
 _SWITCH_US = 10 * 60_000_000
-_BURST_US = 10 * 60_000_000
-_BURST = 20  # failed authentications from one address within that time
 _FORGOTTEN_DAYS = 30  # a network where somebody was not seen for so long is new again
 _HOUR_US = 3_600_000_000
 # One alert in a cool-down for rules that see the same thing.
@@ -83,15 +83,6 @@ class Alerted:
 
 
 @dataclass(slots=True)
-class Failures:
-    """Failed authentications from one address."""
-
-    recent: list[tuple[int, str]] = field(default_factory=list)
-    told: int = 0
-    """The date."""
-
-
-@dataclass(slots=True)
 class Total:
     """One day of all people together."""
 
@@ -120,6 +111,7 @@ class Memory:
     alerted: dict[str, dict[str, Alerted]] = field(default_factory=dict)
     """By subject and cause."""
     failures: dict[str, Failures] = field(default_factory=dict)
+    tenants: dict[str, Hours] = field(default_factory=dict)
     today: Total = field(default_factory=Total)
     over: list[Total] = field(default_factory=list)
     """The days before, `KEPT_DAYS` of them."""
@@ -164,6 +156,7 @@ class Detector:
         self._world.since = self.memory.since
         self._world.people = len(self.memory.people)
         self._events = Events()
+        self._tenants = Tenants(self.memory.tenants)
         self._zone = zone
         self._offset, self._offset_until = 0, 0
         people = self.memory.people.values()
@@ -176,13 +169,13 @@ class Detector:
         if event is None:
             return []
         self._roll(event.time)
+        found = list(self._volume(event)) if event.first else []
         if event.failed:
-            return list(self._failed(event))
+            return [*found, *self._failed(event)]
         place = self._world.place(event.address) if event.first else None
         if place and not event.country:
             event.country = place.country
         sight = self._look(event)
-        found: list[Finding] = []
         for rule in RULES:
             for suspicion in rule(sight):
                 found += self._suspect(suspicion, sight)
@@ -373,23 +366,25 @@ class Detector:
         self.lanes.alerted(lane)
         return True
 
+    def _volume(self, event: Event) -> Iterator[Finding]:
+        """All people of a tenant together: for review, whatever the lanes have room for, since it
+        is seldom and about nobody."""
+        for suspicion in self._tenants.add(event, (event.time + self._offset) // _HOUR_US):
+            cause = f"{suspicion.rule}/{suspicion.cause}"
+            if self._is_new("", cause, "review"):
+                yield Finding(
+                    event.time, "", suspicion.rule, "review", round(suspicion.score, 3),
+                    suspicion.evidence, suspicion.records, cause, event.tenant,
+                )  # fmt: skip
+
     def _failed(self, event: Event) -> Iterator[Finding]:
-        """Failed authentications have no subject: they are counted by the address they are from."""
-        date = self.memory.date
-        failures = self.memory.failures.setdefault(event.address, Failures())
-        failures.recent.append((event.time, event.id))
-        begin = event.time - _BURST_US
-        failures.recent = [one for one in failures.recent[-MOST_NAMED:] if one[0] > begin]
-        if len(failures.recent) < _BURST or failures.told == date:
-            return
-        failures.told = date
-        self.lanes.alerted("act")
-        saw = f"{len(failures.recent)} failed authentications within 10 minutes, all from"
-        yield Finding(
-            event.time, "", "failed_authentications", "act", 9.0, f"{saw} {event.address}.",
-            tuple(record for _, record in failures.recent), "failed_authentications",
-            event.tenant, event.address,
-        )  # fmt: skip
+        """A burst is worth an alert whatever the lanes have room for."""
+        for suspicion in failures.burst(self.memory.failures, event, self.memory.date):
+            self.lanes.alerted("act")
+            yield Finding(
+                event.time, "", suspicion.rule, "act", suspicion.score, suspicion.evidence,
+                suspicion.records, suspicion.rule, event.tenant, event.address,
+            )  # fmt: skip
 
     def _close(self) -> None:
         """The day is over: it becomes part of what is usual."""
@@ -416,9 +411,7 @@ class Detector:
         memory.today = Total()
         self._active.clear()
         self._best.clear()
-        memory.failures = {
-            address: one for address, one in memory.failures.items() if one.told == memory.date
-        }
+        failures.forget(memory.failures, memory.date)
 
 
 @lru_cache(1 << 16)

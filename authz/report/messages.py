@@ -32,6 +32,7 @@ SUMMARIES: Final[Mapping[str, str]] = MappingProxyType({
     "shared_credential": "one name was used in several places at once",
     "slow_read": "reads more patients' records from day to day",
     "slow_unexplained": "reads more records without a known reason from day to day",
+    "tenant_volume": "all people together sent more requests than usual at that hour",
     "terminated": "an account was used of somebody who has left",
     "unexplained": "read more records without a known reason than usual",
 })  # fmt: skip
