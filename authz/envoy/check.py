@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 from envoy.config.core.v3.base_pb2 import HeaderMap, Metadata
+from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -157,20 +158,21 @@ def _value(value: Value) -> object:
     return None
 
 
-@lru_cache(2048)
-def _remembered(metadata: bytes) -> Document:
-    return _message(Metadata.FromString(metadata))
+def _once(kind: type[Message]) -> _Convert:
+    """For what comes with many requests, the claims of one token and the two ends of a connection:
+    it is read once. Documents that share it do not change it."""
 
+    @lru_cache(2048)
+    def read(message: bytes) -> Document:
+        return _message(kind.FromString(message))
 
-def _metadata(metadata: Metadata) -> Document:
-    """The claims of one token come with many requests: they are read once. Documents that share
-    them do not change them."""
-    return _remembered(metadata.SerializeToString())
+    return lambda message: read(message.SerializeToString())
 
 
 _SPECIAL: Final[dict[str, _Convert]] = {
     Struct.DESCRIPTOR.full_name: _struct,
-    Metadata.DESCRIPTOR.full_name: _metadata,
+    Metadata.DESCRIPTOR.full_name: _once(Metadata),
+    AttributeContext.Peer.DESCRIPTOR.full_name: _once(AttributeContext.Peer),
 }
 
 
