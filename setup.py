@@ -16,7 +16,12 @@ class BuildPy(build_py):
         super().run()
         self.compile_protos(out)
         if not self.editable_mode:
-            shutil.copytree(HERE / "deploy", out / "authz" / "_deploy", dirs_exist_ok=True)
+            shutil.copytree(
+                HERE / "deploy",
+                out / "authz" / "_deploy",
+                ignore=shutil.ignore_patterns("__pycache__"),
+                dirs_exist_ok=True,
+            )
 
     def compile_protos(self, out: Path) -> None:
         from grpc_tools import protoc

@@ -1,0 +1,67 @@
+"""Who looked at one patient, whom the log knows by a token only."""
+
+from deploy.grafana.board import Board, Choice, Panel, chosen
+
+_THEIRS = f"has(patients, {chosen('patient')}) AND $__timeFilter(sealed_at)"
+_ABOUT = f"kind IN ('decision', 'access', 'disclosure') AND {_THEIRS}"
+# All records of a request bear its decision's values; one without a decision stands alone.
+_REQUEST = "if(decision_id = '', concat(origin, '/', toString(index)), decision_id)"
+
+BOARD = Board(
+    name="patient",
+    title="authz: a patient",
+    says="Who looked at one patient, how often and why.",
+    since="now-6y",
+    choices=(
+        Choice("patient", "Patient (token)", "as records have it: authz lookup makes it of an id"),
+    ),
+    panels=(
+        Panel(
+            "Who looked", "table", width=24, says="In the request, or in the answer.",
+            sql=f"""SELECT if(subject = '', '(nobody)', subject) AS who,
+  arrayStringConcat(arraySort(groupUniqArrayArray(log.roles)), ', ') AS roles,
+  uniqExact({_REQUEST}) AS requests,
+  uniqExactIf({_REQUEST}, kind != 'disclosure' AND NOT allowed) AS denied,
+  uniqExactIf({_REQUEST}, break_glass AND allowed) AS "broken glass",
+  arrayStringConcat(arraySort(groupUniqArrayIf(purpose, purpose != '')), ', ') AS purposes,
+  min(log.time) AS first, max(log.time) AS last
+FROM audit_log AS log WHERE {_ABOUT} GROUP BY who ORDER BY last DESC LIMIT 500""",
+        ),
+        Panel(
+            "How often", "bars", width=12, least="1d",
+            sql=f"""SELECT $__timeInterval(sealed_at) AS time,
+  uniqExactIf({_REQUEST}, log.allowed) AS allowed,
+  uniqExactIf({_REQUEST}, NOT log.allowed AND kind != 'disclosure') AS denied
+FROM audit_log AS log WHERE {_ABOUT} GROUP BY time ORDER BY time""",
+        ),
+        Panel(
+            "Why", "ranked", width=12,
+            sql=f"""SELECT concat(purpose, if(purpose = '', '', ': '),
+  if(reason = '', reason_code, reason)) AS why, uniqExact({_REQUEST}) AS requests
+FROM audit_log WHERE {_ABOUT} GROUP BY why ORDER BY requests DESC LIMIT 20""",
+        ),
+        Panel(
+            "Break-glass", "table",
+            sql=f"""SELECT decisions.time AS at, subject, arrayStringConcat(roles, ', ') AS roles,
+  reason, path, source_ip
+FROM decisions WHERE break_glass AND allowed AND {_THEIRS} ORDER BY at DESC LIMIT 200""",
+        ),
+        Panel(
+            "Looks into the log", "table", says="With authz lookup and the like: about this one.",
+            sql=f"""SELECT notices.time AS at, subject, purpose, reason,
+  JSONExtractString(details, 'command') AS command
+FROM notices WHERE event = 'look' AND {_THEIRS} ORDER BY at DESC LIMIT 200""",
+        ),
+        Panel(
+            "Timeline", "table", width=24, says="The newest 500 requests.",
+            sql=f"""SELECT min(log.time) AS at, any(subject) AS subject,
+  arrayStringConcat(any(log.roles), ', ') AS roles, any(log.purpose) AS purpose,
+  any(log.reason) AS reason, min(log.allowed) AS allowed, any(log.method) AS method,
+  any(log.path) AS path, max(log.status) AS status, any(log.source_ip) AS source_ip,
+  arrayStringConcat(arraySort(groupUniqArray(if(kind = 'disclosure', 'answer', 'request'))), ', ')
+    AS "known by"
+FROM audit_log AS log WHERE {_ABOUT}
+GROUP BY {_REQUEST} AS request ORDER BY at DESC LIMIT 500""",
+        ),
+    ),
+)  # fmt: skip
