@@ -1,0 +1,66 @@
+"""Who may see what: decided by a policy of its own, and nothing without it.
+
+The input document is ``{"subject", "roles", "tenant", "action"}``, and ``"person"`` where it is about
+somebody: see ``deploy/opa/console.rego``.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import structlog
+
+from authz.console.people import Person
+from authz.errors import UnavailableError
+from authz.policy.engine import Decider
+from authz.policy.verdict import PolicyError, read_verdict
+
+Action = Literal[
+    "overview", "search", "record", "person", "patient", "names", "findings", "judge", "block",
+    "verify", "policy",
+]  # fmt: skip
+PAGES: Final[Sequence[Action]] = ("overview", "search", "findings", "verify", "policy")
+"""Those that the navigation leads to."""
+_SECONDS: Final = 2.0
+
+logger = structlog.get_logger()
+
+
+class Access:
+    """Asks `engine`. An error of any kind is a no."""
+
+    def __init__(self, engine: Decider) -> None:
+        self._engine = engine
+
+    async def may(self, person: Person, action: Action, **about: str) -> bool:
+        [allowed] = await self.which(person, [(action, about)])
+        return allowed
+
+    async def which(
+        self, person: Person, asked: Sequence[tuple[Action, Mapping[str, str]]]
+    ) -> list[bool]:
+        """Of each action whether it is allowed."""
+        who = {"subject": person.subject, "roles": list(person.roles), "tenant": person.tenant}
+        documents: list[dict[str, Any]] = [
+            {**about, **who, "action": action} for action, about in asked
+        ]
+        until = time.monotonic() + _SECONDS
+        try:
+            told = await asyncio.to_thread(self._engine.decide, documents, until)
+            outcomes = told.outcomes
+        except Exception as error:  # noqa: BLE001 - a bug ends in a no
+            logger.error("no decision", error=str(error))
+            return [False] * len(documents)
+        return [_allowed(outcome) for outcome in outcomes]
+
+
+def _allowed(outcome: object) -> bool:
+    if isinstance(outcome, UnavailableError | PolicyError):
+        logger.error("no decision", error=str(outcome))
+        return False
+    try:
+        return read_verdict(outcome).allowed
+    except PolicyError as error:
+        logger.error("policy error", error=str(error))
+        return False

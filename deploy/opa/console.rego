@@ -1,0 +1,29 @@
+# Who may see what in the console (authz serve console): roles to what people do there. The input has
+# `subject`, `roles`, `tenant`, `action` and, where it is about somebody, `person`.
+package authz.console
+
+import rego.v1
+
+default allow := false
+
+allow if {
+	some role in input.roles
+	input.action in may[role]
+	not about_oneself
+}
+
+# Nobody judges, blocks or looks up names about themselves.
+about_oneself if {
+	input.action in {"judge", "block"}
+	input.person == input.subject
+}
+
+look := {"overview", "search", "record", "person", "patient", "findings", "verify", "policy"}
+
+may := {
+	"privacy-officer": look | {"names", "judge", "block"},
+	"security-officer": look | {"judge", "block"},
+	"auditor": look,
+	# Who runs it sees that it runs, and nobody's records.
+	"operator": {"overview", "verify", "policy"},
+}
