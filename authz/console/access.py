@@ -1,7 +1,7 @@
 """Who may see what: decided by a policy of its own, and nothing without it.
 
-The input document is ``{"subject", "roles", "tenant", "action"}``, and ``"person"`` where it is about
-somebody: see ``deploy/opa/console.rego``.
+The input document is ``{"subject", "roles", "tenant", "action"}``, with ``"person"`` where it is
+about somebody: see ``deploy/opa/console.rego``.
 """
 
 import asyncio
