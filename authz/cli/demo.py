@@ -60,6 +60,7 @@ def demo(
             result = run.run(requests, seconds) if requests else None
             code = 0 if result is None or result.good else 1
             if keep:
+                run.show()
                 _keep(run, result, console, as_json=as_json)
         except KeyboardInterrupt:
             console.print("stopping")

@@ -2,8 +2,6 @@
 # `subject`, `roles`, `tenant`, `action` and, where it is about somebody, `person`.
 package authz.console
 
-import rego.v1
-
 default allow := false
 
 allow if {

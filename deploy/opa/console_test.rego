@@ -1,7 +1,6 @@
 package authz.console_test
 
 import data.authz.console
-import rego.v1
 
 asked(role, action) := {"subject": "o.ash", "roles": [role], "tenant": "", "action": action}
 
