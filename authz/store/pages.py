@@ -190,8 +190,18 @@ def _logs(client: Client) -> list[tuple[str, int, int]]:
 
 
 def _first(client: Client) -> int:
-    [(first,)] = client.execute("SELECT toUnixTimestamp64Micro(min(sealed_at)) FROM audit_log")
-    return max(int(first), 0)
+    """When the first record that is there was sealed; 0 if none is. Each log's is found by its
+    order."""
+    query = (
+        "SELECT toUnixTimestamp64Micro(sealed_at) FROM audit_log WHERE origin = %(origin)s"
+        " ORDER BY origin, index LIMIT 1"
+    )
+    firsts = [
+        int(at)
+        for (origin,) in client.execute(_ORIGINS)
+        for (at,) in client.execute(query, {"origin": origin})
+    ]
+    return min(firsts, default=0)
 
 
 def _unexplained(client: Client) -> tuple[str, int, int] | None:
