@@ -226,7 +226,8 @@ def _suggest(addresses: dict[str, Any], run: Any, console: Console) -> None:
         "is the log intact, and is anything missing?":
             [*authz, "verify", "--config", str(config), "--trust", addresses["trust"]],
     }  # fmt: skip
-    console.print("\nIt is running. Try, in another terminal:")
+    console.print(f"\nIt is running. Look at it: [bold]{addresses['console']}[/]")
+    console.print("Or try, in another terminal:")
     for what, command in commands.items():
         console.print(f"\n[bold]# {what}[/]")
         console.print(" ".join(map(_quoted, command)), soft_wrap=True, markup=False)
