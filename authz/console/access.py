@@ -6,7 +6,7 @@ about somebody: see ``deploy/opa/console.rego``.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import structlog
@@ -33,18 +33,21 @@ class Access:
     def __init__(self, engine: Decider) -> None:
         self._engine = engine
 
-    async def may(self, person: Person, action: Action, **about: str) -> bool:
-        [allowed] = await self.which(person, [(action, about)])
+    async def may(self, who: Person, action: Action, person: str = "") -> bool:
+        """Whether `who` may do this; `person` is whom it is about."""
+        [allowed] = await self.which(who, [action], person)
         return allowed
 
-    async def which(
-        self, person: Person, asked: Sequence[tuple[Action, Mapping[str, str]]]
-    ) -> list[bool]:
+    async def which(self, who: Person, actions: Sequence[Action], person: str = "") -> list[bool]:
         """Of each action whether it is allowed."""
-        who = {"subject": person.subject, "roles": list(person.roles), "tenant": person.tenant}
-        documents: list[dict[str, Any]] = [
-            {**about, **who, "action": action} for action, about in asked
-        ]
+        asked: dict[str, Any] = {
+            "subject": who.subject,
+            "roles": list(who.roles),
+            "tenant": who.tenant,
+        }
+        if person:
+            asked["person"] = person
+        documents = [{**asked, "action": action} for action in actions]
         until = time.monotonic() + _SECONDS
         try:
             told = await asyncio.to_thread(self._engine.decide, documents, until)

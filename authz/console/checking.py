@@ -48,7 +48,9 @@ class Checking:
             logs = load_trust(self.trust)
             writers = load_expiry_writers(self.trust)
             report = await self._store.ask(
-                verify_store, logs, progress=self._progress, expiry_writers=writers
+                lambda client: verify_store(
+                    client, logs, progress=self._progress, expiry_writers=writers
+                )
             )
             self.last = (report, time.time_ns() // 1000)
         except AwayError:

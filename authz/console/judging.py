@@ -7,6 +7,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from authz.blocks import block_notice
+from authz.console import words
 from authz.console.pages import Names
 from authz.console.web import HEADERS, NotFoundError, Site, Visit
 from authz.detect.break_glass import VERDICTS, Uses, review_notice, use_of
@@ -66,17 +67,18 @@ class Judging:
         await visit.look("findings", finding=found.id, tokens=tuple(sorted(tokens))[:1000])
         may = self._site.access
         return await visit.show(
-            "finding.html", one=found, named=named,
+            "finding.html", one=found,
+            named={one: words.whole(record) for one, record in named.items()},
             names=await self._names(visit, [found.subject]),
-            may_judge=await may.may(visit.person, "judge", person=found.subject),
+            may_judge=await may.may(visit.person, "judge", found.subject),
             may_block=bool(found.subject)
-            and await may.may(visit.person, "block", person=found.subject),
+            and await may.may(visit.person, "block", found.subject),
         )  # fmt: skip
 
     async def judge(self, visit: Visit) -> Response:
         """Somebody says something of a finding. It is on record before the page says so."""
         found = await self._found(visit)
-        await visit.allow("judge", person=found.subject)
+        await visit.allow("judge", found.subject)
         act = _ACTS.get(visit.given("act"))
         if act is None:
             raise HTTPException(400, "act: want acknowledge, explain or confirm.")
@@ -93,7 +95,7 @@ class Judging:
         use = next(filter(None, map(use_of, records)), None)
         if use is None:
             raise NotFoundError("There is no such use of break-glass.")
-        await visit.allow("judge", person=use.subject)
+        await visit.allow("judge", use.subject)
         if use.subject == visit.person.subject:
             raise HTTPException(403, "Nobody reviews what they did themselves.")
         verdict = visit.given("verdict")
@@ -106,7 +108,7 @@ class Judging:
 
     async def block(self, visit: Visit) -> Response:
         subject = visit.request.path_params["subject"]
-        await visit.allow("block", person=subject)
+        await visit.allow("block", subject)
         if subject != text(subject, FIELD["subject"].cap):
             raise HTTPException(400, "Such a name is on no record.")
         reason = visit.needed("reason", "the reason for the block")

@@ -30,14 +30,14 @@ class Looks:
         self._keeper = keeper
 
     async def look(
-        self, person: Person, page: str, now_us: int, *, reason: str = "", purpose: str = "",
+        self, who: Person, page: str, now_us: int, *, reason: str = "", purpose: str = "",
         tokens: tuple[str, ...] = (), **asked: object,
     ) -> None:  # fmt: skip
         """`asked` is what was asked for, empty values left out. Raises `NotRecordedError`."""
         told = {name: value for name, value in asked.items() if value}
         await self.say(
             look_notice(
-                f"console/{page}", person.subject, text(reason, FIELD["reason"].cap), purpose,
+                f"console/{page}", who.subject, text(reason, FIELD["reason"].cap), purpose,
                 tokens, now_us, told,
             )
         )  # fmt: skip

@@ -112,7 +112,8 @@ class Pages:
         stored = await self._store.ask(policies.find, revision, 1) if revision else []
         explained = await self._explained(decision or asked, tokens)
         return await visit.show(
-            "record.html", asked=asked, records=found, decision=decision, revision=revision,
+            "record.html", told=words.whole(decision or asked),
+            records=[words.whole(one) for one in found], revision=revision,
             policy=_readable(stored[0].text) if stored else "", explained=explained,
             names=await self.names(visit, [str((decision or asked).get("subject", ""))]),
             fields=[field.name for field in FIELDS], times=_TIMES,
@@ -134,7 +135,7 @@ class Pages:
 
     async def person(self, visit: Visit) -> Response:
         subject = visit.request.path_params["subject"]
-        await visit.allow("person", person=subject)
+        await visit.allow("person", subject)
         await visit.look("person", person=subject)
         window = Window(visit.now_us - _MONTH_US)
         days, habits, latest, seen, told = await asyncio.gather(
@@ -154,7 +155,7 @@ class Pages:
         return await visit.show(
             "person.html", subject=subject, days=days, habits=habits, rows=latest, patients=seen,
             findings=told, picture=picture, names=await self.names(visit, [subject]),
-            may_block=await self._site.access.may(visit.person, "block", person=subject),
+            may_block=await self._site.access.may(visit.person, "block", subject),
         )  # fmt: skip
 
     async def find_patient(self, visit: Visit) -> Response:

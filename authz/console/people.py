@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from authlib.integrations.base_client import OAuthError
 from authlib.integrations.starlette_client import OAuth
-from httpx import HTTPError
+from httpx2 import HTTPError
 from itsdangerous import BadData, URLSafeTimedSerializer
 from starlette.requests import Request
 

@@ -66,9 +66,9 @@ class Visit:
             raise HTTPException(400, f"Please go back and give {what}.")
         return value
 
-    async def allow(self, action: Action, **about: str) -> None:
+    async def allow(self, action: Action, person: str = "") -> None:
         """Raises `HTTPException` unless the policy allows it."""
-        if not await self.site.access.may(self.person, action, **about):
+        if not await self.site.access.may(self.person, action, person):
             raise HTTPException(403, "You may not see this, by the console's policy.")
 
     async def look(self, page: Action, **asked: Any) -> None:
@@ -83,7 +83,7 @@ class Visit:
         """The page. What was not put on record is not shown."""
         if not self.looked:
             raise NotRecordedError
-        allowed = await self.site.access.which(self.person, [(page, {}) for page in PAGES])
+        allowed = await self.site.access.which(self.person, PAGES)
         pages = [page for page, may in zip(PAGES, allowed, strict=True) if may]
         return self.site.render(
             template, here=self.request.url.path, person=self.person, pages=pages,

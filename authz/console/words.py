@@ -5,12 +5,21 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Final
 
+from authz.record import FIELDS, Record
 from authz.store.pages import Overview
 from authz.verify import Report
 
 ACTIONS: Final[Mapping[str, str]] = MappingProxyType(
     {"C": "create", "R": "read", "U": "update", "D": "delete", "E": "search or execute"}
 )
+
+
+_EMPTY = {"text": "", "texts": (), "bool": False, "int": 0, "time": 0}
+
+
+def whole(record: Record) -> dict[str, object]:
+    """A record with the values that it leaves out."""
+    return {field.name: record.get(field.name, _EMPTY[field.type]) for field in FIELDS}
 
 
 def moment(time_us: int) -> str:

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import structlog
 import uvicorn
@@ -17,7 +17,7 @@ from authz.console.log import LogApi, load_token
 from authz.console.store import Pool
 from authz.errors import UsageError
 from authz.serve import grpc_server, tls
-from authz.serve.console_pages import Loop, pages_of
+from authz.serve.console_pages import Made, pages_of
 from authz.store.client import connect
 
 _DRAIN_SECONDS = 20
@@ -43,15 +43,14 @@ async def serve(config: Config) -> None:
     pool = Pool(store)
     log = LogApi(pool, options.entries_token_file)
     if not options.policy:
-        logger.warning("no console.policy: nobody may see pages, and the log's tiles are served")
-        await _serve(options, create_app(pool, log), context, [])
+        await _serve(options, create_app(pool, log), context, Made())
         return
-    async with pages_of(config, pool) as (routes, sessions, loops):
-        await _serve(options, create_app(pool, log, routes, sessions), context, loops)
+    async with pages_of(config, pool) as made:
+        await _serve(options, create_app(pool, log, made.routes, made.sessions), context, made)
 
 
 async def _serve(
-    options: Console, app: Starlette, context: ssl.SSLContext | None, loops: Sequence[Loop]
+    options: Console, app: Starlette, context: ssl.SSLContext | None, made: Made
 ) -> None:
     # What it logs of a request we log ourselves, as JSON and without what the request says.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
@@ -65,14 +64,16 @@ async def _serve(
     )  # fmt: skip
     listening = _listen(options.listen)
     grpc_server.serve_metrics(options.metrics)
-    logger.info("console is up", listen=options.listen)
+    logger.info("console is up", listen=options.listen, pages=bool(made.routes))
     async with grpc_server.until_stopped() as stopped:
         serving = asyncio.ensure_future(server.serve([listening]))
-        running = [asyncio.ensure_future(loop()) for loop in loops]
+        running = [asyncio.ensure_future(loop()) for loop in made.loops]
         stop = asyncio.ensure_future(stopped.wait())
         await asyncio.wait([serving, stop, *running], return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
+        if made.drain:
+            await made.drain()
         for task in (stop, *running):
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -43,12 +44,21 @@ _DRAIN_SECONDS = 10
 logger = structlog.get_logger()
 
 
+@dataclass(frozen=True)
+class Made:
+    """Pages, ready to be served."""
+
+    routes: Sequence[BaseRoute] = ()
+    sessions: Sequence[Middleware] = ()
+    loops: Sequence[Loop] = ()
+    """What is to run beside the server."""
+    drain: Loop | None = None
+    """Sends on what was looked at, while the loops still run."""
+
+
 @contextlib.asynccontextmanager
-async def pages_of(
-    config: Config, pool: Pool
-) -> AsyncIterator[tuple[Sequence[BaseRoute], Sequence[Middleware], Sequence[Loop]]]:
-    """The routes, what remembers who signed in, and what is to run beside them; at the end what was
-    looked at is sent on. Raises `AuthzError` for what a user can mend."""
+async def pages_of(config: Config, pool: Pool) -> AsyncIterator[Made]:
+    """Raises `AuthzError` for what a user can mend."""
     options = config.console
     _check(config)
     directory = config.data_dir / "console"
@@ -80,10 +90,13 @@ async def pages_of(
         secure = (options.url or "").startswith("https:") or bool(options.tls_cert)
         remembers = [sessions(key, options.session_hours, secure=secure)]
         loops = (identities.watch, _follow(engine), writer.sign_heads, forwarder.run)
-        yield routes, remembers, loops
-        writer.sign_head()
-        writer.committer.drain()
-        await forwarder.drain(_DRAIN_SECONDS)
+
+        async def drain() -> None:
+            writer.sign_head()
+            writer.committer.drain()
+            await forwarder.drain(_DRAIN_SECONDS)
+
+        yield Made(routes, remembers, loops, drain)
     finally:
         writer.close()
         await engine.close()

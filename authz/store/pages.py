@@ -20,7 +20,7 @@ _APART_US = 600 * 1_000_000  # the records of one request are sealed within this
 _LISTED = (
     "origin", "index", "time", "kind", "subject", "roles", "tenant", "purpose", "reason",
     "break_glass", "allowed", "enforced", "reason_code", "action", "resource_type", "method",
-    "path", "patients", "source_ip", "country", "status", "decision_id",
+    "path", "patients", "source_ip", "country", "status", "decision_id", "upstream",
 )  # fmt: skip
 _SELECTED = ", ".join(
     "toUnixTimestamp64Micro(time)" if name == "time" else f"`{name}`" for name in _LISTED

@@ -8,7 +8,7 @@ import sys
 import time
 from html import unescape
 
-import httpx
+import httpx2 as httpx
 import orjson
 import pytest
 import yaml
