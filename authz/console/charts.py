@@ -39,7 +39,8 @@ def _picture(
     chart = kind(
         style=_STYLE, css=css, js=(), height=260, width=900, margin=8, legend_at_bottom=True,
         show_minor_x_labels=False, x_labels_major_count=8, truncate_label=-1,
-        no_data_text="nothing", x_label_rotation=0, include_x_axis=True, disable_xml_declaration=True, **more,
+        no_data_text="nothing",
+        x_label_rotation=0, include_x_axis=True, disable_xml_declaration=True, **more,
     )  # fmt: skip
     chart.x_labels = list(names)
     for name, values in series:
