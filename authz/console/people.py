@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
 from authlib.integrations.base_client import OAuthError
 from authlib.integrations.starlette_client import OAuth
 from httpx2 import HTTPError
 from itsdangerous import BadData, URLSafeTimedSerializer
+from joserfc.errors import JoseError
 from starlette.requests import Request
 
 from authz.config import Config, Oidc
@@ -23,6 +25,8 @@ from authz.identity.sources import Identities, RefusedError
 from authz.identity.values import Claims
 
 _FORM_SECONDS: Final = 12 * 3600
+
+logger = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class People:
         self._claims = Claims(config.identity)
         self._tokens = "jwt" in config.identity.sources
         self._forms = URLSafeTimedSerializer(key, salt="form")
+        self._client = config.console.oidc.client_id if config.console.oidc else ""
         self._provider = _provider(config.console.oidc) if config.console.oidc else None
 
     @property
@@ -87,7 +92,8 @@ class People:
             return await self._provider.authorize_redirect(  # type: ignore[union-attr]
                 request, f"{self._config.url}/signed-in"
             )
-        except (HTTPError, OAuthError, ValueError):
+        except (HTTPError, OAuthError, ValueError) as error:
+            logger.error("the sign-in service does not answer", error=str(error))
             raise NobodyError("the sign-in service does not answer", 503) from None
 
     async def end(self, request: Request) -> str:
@@ -95,11 +101,16 @@ class People:
         go. Raises `NobodyError`."""
         try:
             token = await self._provider.authorize_access_token(request)  # type: ignore[union-attr]
-        except HTTPError:
+        except HTTPError as error:
+            logger.error("the sign-in service does not answer", error=str(error))
             raise NobodyError("the sign-in service does not answer", 503) from None
-        except (OAuthError, ValueError, KeyError):
+        except (OAuthError, JoseError, ValueError, KeyError) as error:
+            logger.warning("a sign-in did not hold", error=str(error))
             raise NobodyError("the sign-in did not hold; try again") from None
         claims: Mapping[str, object] = token.get("userinfo") or {}
+        audience = claims.get("aud")
+        if self._client not in (audience if isinstance(audience, list) else [audience]):
+            raise NobodyError("the sign-in is for another program", 403)
         found = self._claims.identity(claims, "jwt")
         if not found.subject:
             raise NobodyError("the sign-in service names nobody", 403)
@@ -124,10 +135,14 @@ class People:
 
 def _provider(options: Oidc) -> Any:
     secret = _secret(options.client_secret_file) if options.client_secret_file else None
+    way = "none" if secret is None else "client_secret_basic"
     return OAuth().register(
         "provider", client_id=options.client_id, client_secret=secret,
         server_metadata_url=f"{options.issuer.rstrip('/')}/.well-known/openid-configuration",
-        client_kwargs={"scope": options.scope, "code_challenge_method": "S256"},
+        client_kwargs={
+            "scope": options.scope, "code_challenge_method": "S256",
+            "token_endpoint_auth_method": way,
+        },
     )  # fmt: skip
 
 

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 from axe_core_python.selenium import Axe
+from console_site import ORIGIN, console, finding, site, token_in
 from selenium.webdriver import Chrome, ChromeOptions, Keys
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
-from test_console_pages import ORIGIN, console, finding, site, token_in
 
 __all__ = ["site"]  # the fixture
 
