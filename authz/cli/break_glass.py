@@ -25,9 +25,9 @@ from authz.cli.findings import (
 )
 from authz.cli.lookup import printable
 from authz.cli.times import shown
-from authz.detect.break_glass import REVIEWED, Use, Uses, use_of
+from authz.detect.break_glass import Use, Uses, review_notice, use_of
 from authz.errors import UsageError
-from authz.record import clean, notice, read_place
+from authz.record import read_place
 
 if TYPE_CHECKING:
     from authz.store.client import Client
@@ -85,10 +85,8 @@ def review(
     not_oneself(by, use.subject)
     verdict = "justified" if justified else "not_justified"
     said = {"by": by, "verdict": verdict}
-    record = notice(REVIEWED, time.time_ns() // 1000, said, records=[use.id])
-    told = record_it(
-        options.ext_authz, data_dir, record | clean({"subject": use.subject, "reason": why})
-    )
+    record = review_notice(use, verdict, why, by, time.time_ns() // 1000)
+    told = record_it(options.ext_authz, data_dir, record)
     if as_json:
         print(json.dumps(said | {"use": use.id, "subject": use.subject, "reason": why,
                                  "origin": told.origin, "writer": told.writer}))  # fmt: skip

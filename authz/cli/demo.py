@@ -60,6 +60,7 @@ def demo(
             result = run.run(requests, seconds) if requests else None
             code = 0 if result is None or result.good else 1
             if keep:
+                run.show()
                 _keep(run, result, console, as_json=as_json)
         except KeyboardInterrupt:
             console.print("stopping")
@@ -225,7 +226,8 @@ def _suggest(addresses: dict[str, Any], run: Any, console: Console) -> None:
         "is the log intact, and is anything missing?":
             [*authz, "verify", "--config", str(config), "--trust", addresses["trust"]],
     }  # fmt: skip
-    console.print("\nIt is running. Try, in another terminal:")
+    console.print(f"\nIt is running. Look at it: [bold]{addresses['console']}[/]")
+    console.print("Or try, in another terminal:")
     for what, command in commands.items():
         console.print(f"\n[bold]# {what}[/]")
         console.print(" ".join(map(_quoted, command)), soft_wrap=True, markup=False)

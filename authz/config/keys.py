@@ -70,10 +70,9 @@ class Served(_Section):
     )
 
 
-class ExtAuthz(Served):
-    """The Check server."""
+class Decided(_Section):
+    """Whoever asks a policy."""
 
-    listen: Address = Field("127.0.0.1:9191", description="host:port or unix:///path to listen on")
     policy: str = Field(
         "", description="directory, .rego file, bundle .tar.gz, or http(s)://, unix:// of an OPA"
     )
@@ -81,6 +80,12 @@ class ExtAuthz(Served):
     opa_ca: Path | None = Field(None, description="authority of the OPA server's certificate, PEM")
     opa_cert: Path | None = Field(None, description="our certificate for the OPA server, PEM")
     opa_key: Path | None = Field(None, description="its key, PEM")
+
+
+class ExtAuthz(Decided, Served):
+    """The Check server."""
+
+    listen: Address = Field("127.0.0.1:9191", description="host:port or unix:///path to listen on")
     decision: Decision = Field("envoy/authz/allow", description="package and rule, with / for .")
     receiver: Address | None = Field(None, description="where decisions are sent")
     receiver_ca: Path | None = Field(
@@ -170,10 +175,37 @@ class Receiver(Served):
     )
 
 
-class Console(Served):
+class Oidc(_Section):
+    """Where people sign in (OpenID Connect, the authorization code flow with PKCE)."""
+
+    issuer: str = Field(pattern=r"^https?://[^\s@]+$", description="its URL")
+    client_id: str = Field(min_length=1, description="what this console is called there")
+    client_secret_file: Path | None = Field(None, description="file with its secret, if it has one")
+    scope: str = Field("openid", pattern=r"\bopenid\b", description="what is asked for")
+
+
+class Console(Decided, Served):
     """The web console, and the logs' own read API."""
 
     listen: Address = Field("127.0.0.1:9393", description="host:port or unix:///path to listen on")
+    decision: Decision = Field(
+        "authz/console/allow", description="who may see what: package and rule, with / for ."
+    )
+    url: str | None = Field(
+        None, pattern=r"^https?://[^\s@/]+$", description="where people's browsers find it"
+    )
+    oidc: Oidc | None = Field(None, description="where people sign in")
+    everyone: str = Field(
+        "", description="who everybody is that reaches it, without signing in: on this host only"
+    )
+    everyone_roles: tuple[str, ...] = Field((), description="and in which roles")
+    session_hours: float = Field(8, gt=0, le=24, description="how long a sign-in is good for")
+    trust: Path | None = Field(None, description="trust file, for verifying from the console")
+    directory: Path | None = Field(
+        None,
+        description="directory with names: people.csv (subject, name), patients.csv"
+        " (patient, name)",
+    )
     entries_token_file: Path | None = Field(
         None, description="file with the token for log entries (records); without it, nobody's"
     )

@@ -1,10 +1,16 @@
 """The console as one ASGI application."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import structlog
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from authz.console.log import LogApi
 from authz.console.store import AwayError, Pool
@@ -13,8 +19,12 @@ from authz.store import migrations
 logger = structlog.get_logger()
 
 
-def create_app(store: Pool, log: LogApi) -> Starlette:
-    """`log` is the logs' read API; ``/healthz`` says whether the store can be read."""
+def create_app(
+    store: Pool, log: LogApi, pages: Sequence[BaseRoute] = (),
+    sessions: Sequence[Middleware] = (),
+) -> Starlette:  # fmt: skip
+    """`log` is the logs' read API; ``/healthz`` says whether the store can be read; `pages` are for
+    people, whom `sessions` remembers."""
 
     async def health(_: Request) -> Response:
         headers = {"cache-control": "no-store"}
@@ -24,11 +34,21 @@ def create_app(store: Pool, log: LogApi) -> Starlette:
             return PlainTextResponse("the store cannot be read\n", 503, headers)
         return PlainTextResponse("ok\n", headers=headers)
 
+    static = Mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     app = Starlette(
-        routes=[Route("/healthz", health), *log.routes()], exception_handlers={Exception: _bug}
-    )
+        routes=[Route("/healthz", health), *((static, *pages) if pages else ()), *log.routes()],
+        middleware=list(sessions), exception_handlers={Exception: _bug},
+    )  # fmt: skip
     app.router.redirect_slashes = False  # what has no answer has none elsewhere
     return app
+
+
+def sessions(key: bytes, hours: float, *, secure: bool) -> Middleware:
+    """A signed cookie that scripts do not see, for so long; `secure` over TLS only."""
+    return Middleware(
+        SessionMiddleware, secret_key=key.hex(), session_cookie="authz_session",
+        max_age=int(hours * 3600), same_site="lax", https_only=secure,
+    )  # fmt: skip
 
 
 async def _bug(_: Request, error: Exception) -> Response:

@@ -122,6 +122,7 @@ class Demo:
         self.stack = Stack(directory, policy=policy, config=config, timeout_ms=2000)
         self.config = self.stack.data_dir / "authz.yaml"
         """What commands beside the demo take as ``--config``; there while it runs."""
+        self.console: str | None = None
         self._privacy = load(config).privacy
         self._progress = progress
         self._begun = time.monotonic()
@@ -143,6 +144,20 @@ class Demo:
         # It holds the database's password.
         replace_file(self.config, yaml.safe_dump(told, sort_keys=False).encode())
 
+    def show(self) -> None:
+        """Start the console, for whoever uses this machine."""
+        told = yaml.safe_load(self.config.read_text())
+        told["data_dir"] = str(self.stack.data_dir)
+        told["console"] = {
+            "policy": str(self.stack.policy / "console.rego"),
+            "trust": str(self.stack.trust),
+            "everyone": "officer",
+            "everyone_roles": ["privacy-officer"],
+        }
+        replace_file(self.config, yaml.safe_dump(told, sort_keys=False).encode())
+        self._progress.say("starting console")
+        self.console = self.stack.start_console(self.config)
+
     def stop(self) -> None:
         with contextlib.suppress(OSError):
             self.config.unlink()
@@ -161,7 +176,7 @@ class Demo:
             "envoy": self.stack.envoy,
             "store": self.stack.store,
             "http": self.stack.http,
-            "console": None,
+            "console": self.console,
             "ext_authz": parts["ext-authz"].address,
             "receiver": parts["receiver"].address,
             "trust": str(self.stack.trust),

@@ -169,7 +169,7 @@ class Stack:
     def stop(self) -> None:
         """In the order that loses nothing: first who sends, then who takes."""
         self.drain()
-        for name in ("envoy", "ext-authz", "receiver", "service", "clickhouse"):
+        for name in ("envoy", "ext-authz", "console", "receiver", "service", "clickhouse"):
             if name in self.parts:
                 self.parts[name].stop()
 
@@ -189,6 +189,16 @@ class Stack:
             self._read_store(lambda _: None)
         else:
             self.parts[name].wait_until_up()
+
+    def start_console(self, config: Path) -> str:
+        """Start the console as `config` says; returns its address."""
+        address = f"{HOST}:{free_port()}"
+        command = [sys.executable, "-m", "authz", "serve", "console", "--listen", address,
+                   "--config", str(config)]  # fmt: skip
+        self._part("console", command, address)
+        self.parts["console"].start()
+        self.parts["console"].wait_until_up()
+        return f"http://{address}"
 
     def _part(self, name: str, command: list[str], address: str, **environment: str) -> None:
         log = self.data_dir / "logs" / f"{name}.log"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from authz.record import Record, Value, details_of, place_of
+from authz.record import Record, Value, clean, details_of, notice, place_of
 
 if TYPE_CHECKING:
     from authz.detect.detector import Finding
@@ -98,6 +98,12 @@ def use_of(record: Record) -> Use | None:
         _texts(get("roles")), str(get("tenant", "")), str(get("method", "")), str(get("path", "")),
         _texts(get("patients")), str(get("reason", "")),
     )  # fmt: skip
+
+
+def review_notice(use: Use, verdict: str, reason: str, by: str, time_us: int) -> Record:
+    """Says what `by` thinks of a use: one of `VERDICTS`, and why."""
+    told = notice(REVIEWED, time_us, {"by": by, "verdict": verdict}, records=[use.id])
+    return told | clean({"subject": use.subject, "reason": reason})
 
 
 def late(uses: Uses, now_us: int, hours: float) -> list["Finding"]:

@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 
 import structlog
 
@@ -16,9 +15,8 @@ from authz.identity.sources import Identities
 from authz.journal.chain import policy_notice
 from authz.places import countries
 from authz.policy.cache import CachedEngine
-from authz.policy.embedded import EmbeddedEngine, close_standard_output
+from authz.policy.embedded import close_standard_output
 from authz.policy.engine import Engine
-from authz.policy.opa import OpaEngine, OpaOptions, is_server
 from authz.record.privacy import load_key
 from authz.record.resource import Resources
 from authz.record.sealing import load_sealing_key, seal
@@ -26,6 +24,7 @@ from authz.serve import grpc_server, tls, tracing, workers
 from authz.serve.check import METHOD, UNASKED, CheckService, Seal
 from authz.serve.core_server import CoreServer
 from authz.serve.disclosures import Processor
+from authz.serve.engines import engine_of
 from authz.serve.health import CoreHealth
 from authz.serve.metrics import DRY_RUN, JOURNAL_FILL, POLICY, STALE
 from authz.serve.reflection import handlers as reflection_handlers
@@ -45,7 +44,7 @@ async def serve(given: Config) -> None:
     options = config.ext_authz
     close_standard_output()
     credentials = tls.of_server("ext_authz", options)
-    engine = _engine(options)
+    engine = engine_of(options, options.decision)
     await engine.start()
     identities = Identities(config.identity)
     await identities.start()
@@ -152,20 +151,6 @@ def _sealer(config: Config) -> Seal | None:
         return None
     key = load_sealing_key(privacy.sealing_key or config.data_dir / "sealing.key")
     return partial(seal, key, bodies=privacy.seal_bodies)
-
-
-def _engine(options: ExtAuthz) -> Engine:
-    if not options.policy:
-        raise UsageError(
-            "--policy is missing: a directory, a .rego file, a bundle .tar.gz, or the address of an"
-            " OPA server (http://127.0.0.1:8181, unix:///run/opa.sock)"
-        )
-    if is_server(options.policy):
-        opa = OpaOptions(
-            options.policy, options.opa_token, options.opa_ca, options.opa_cert, options.opa_key
-        )
-        return OpaEngine(opa, options.decision)
-    return EmbeddedEngine(Path(options.policy), options.decision)
 
 
 class _Watch:

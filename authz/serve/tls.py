@@ -45,7 +45,7 @@ def _files(section: str, options: Served) -> tuple[Path, Path, Path | None] | No
         return options.tls_cert, options.tls_key, options.tls_client_ca
     if any(files):
         raise UsageError(f"{section}.tls_cert and {section}.tls_key are needed together")
-    if not options.plaintext and not _is_local(options.listen):
+    if not options.plaintext and not is_local(options.listen):
         raise UsageError(
             f"--listen {options.listen}: other hosts can reach it, and there is no TLS; give"
             f" {section}.tls_cert and tls_key, or listen on 127.0.0.1, or set"
@@ -54,7 +54,7 @@ def _files(section: str, options: Served) -> tuple[Path, Path, Path | None] | No
     return None
 
 
-def _is_local(listen: str) -> bool:
+def is_local(listen: str) -> bool:
     """Whether only this host reaches it."""
     if listen.startswith("unix://"):
         return True

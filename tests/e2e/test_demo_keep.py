@@ -90,7 +90,7 @@ def test_addresses(demo):
     told = demo.addresses
     names = "envoy store http console ext_authz receiver trust data_dir tokens"
     assert set(told) == set(names.split())
-    for name in ("envoy", "store", "http", "ext_authz", "receiver"):
+    for name in ("envoy", "store", "http", "console", "ext_authz", "receiver"):
         port = re.search(r":(\d+)(/\w*)?$", told[name])
         assert port, told[name]
         assert listens(int(port[1])), told[name]

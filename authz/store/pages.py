@@ -1,0 +1,321 @@
+"""What the console's pages ask of the database. Each question reads a bounded time or few rows.
+
+Times are microseconds since the epoch, UTC. Errors are `authz.store.client.QUERY_ERRORS`.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from clickhouse_driver import Client
+
+from authz.record import Record, details_of, text
+from authz.store import rows
+from authz.store.lookups import Window
+
+_HOUR_US = 3_600 * 1_000_000
+_DAY_US = 24 * _HOUR_US
+_APART_US = 600 * 1_000_000  # the records of one request are sealed within this, nearly always
+_LISTED = (
+    "origin", "index", "time", "kind", "subject", "roles", "tenant", "purpose", "reason",
+    "break_glass", "allowed", "enforced", "reason_code", "action", "resource_type", "method",
+    "path", "patients", "source_ip", "country", "status", "decision_id", "upstream",
+)  # fmt: skip
+_SELECTED = ", ".join(
+    "toUnixTimestamp64Micro(time)" if name == "time" else f"`{name}`" for name in _LISTED
+)
+_ORIGINS = "SELECT DISTINCT origin FROM checkpoints ORDER BY origin"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What requests are searched by; empty is any. `patient` is a token."""
+
+    subject: str = ""
+    patient: str = ""
+    role: str = ""
+    tenant: str = ""
+    resource_type: str = ""
+    reason: str = ""
+    """Part of the stated reason."""
+    reason_code: str = ""
+    decision: str = ""
+    """``allowed``, ``denied`` or ``break_glass``."""
+    country: str = ""
+    source_ip: str = ""
+
+    @property
+    def condition(self) -> str:
+        told = [_CONDITIONS[name] for name, value in asdict(self).items() if value]
+        return " AND ".join(told)
+
+    @property
+    def values(self) -> dict[str, str]:
+        return asdict(self)
+
+
+_CONDITIONS = {
+    "subject": "subject = %(subject)s",
+    "patient": "has(patients, %(patient)s)",
+    "role": "has(roles, %(role)s)",
+    "tenant": "tenant = %(tenant)s",
+    "resource_type": "resource_type = %(resource_type)s",
+    "reason": "positionCaseInsensitiveUTF8(reason, %(reason)s) > 0",
+    "reason_code": "reason_code = %(reason_code)s",
+    "decision": (
+        "multiIf(%(decision)s = 'allowed', allowed, %(decision)s = 'denied', NOT allowed,"
+        " %(decision)s = 'break_glass', break_glass, false)"
+    ),
+    "country": "country = %(country)s",
+    "source_ip": "source_ip = %(source_ip)s",
+}
+# Of a request the decision is listed, and what has none stands for itself.
+_REQUESTS = "(kind = 'decision' OR (kind = 'access' AND decision_id = ''))"
+
+
+def search(client: Client, filters: Filters, window: Window, limit: int) -> Iterator[Row]:
+    """The newest requests, newest first, `limit` at most, as they are read.
+
+    Each log is asked from its end: its order is that of time, so that little is read.
+    """
+    condition = " AND ".join(filter(None, (_REQUESTS, window.condition, filters.condition)))
+    query = (
+        f"SELECT {_SELECTED} FROM audit_log WHERE {condition}"
+        " ORDER BY sealed_at DESC, origin, index DESC LIMIT %(limit)s"
+    )
+    values = {**filters.values, **window.values, "limit": limit}
+    for row in client.execute_iter(query, values, settings={"max_block_size": 8192}):
+        yield dict(zip(_LISTED, map(_text, row), strict=True))
+
+
+def request(client: Client, origin: str, index: int) -> list[Record]:
+    """The record at a place and those of the same request, in the order in which they were sealed;
+    none if there is no such record."""
+    found = list(rows.read(client, "audit_log", origin, index, index + 1))
+    if not found:
+        return []
+    decision = found[0].get("decision_id")
+    if not decision:
+        return found[:1]
+    sealed: Any = found[0].get("sealed_at", 0)
+    window = Window(sealed - _APART_US, sealed + _APART_US)
+    condition = f"decision_id = %(id)s AND {window.condition}"
+    others = rows.select(client, condition, {"id": decision, **window.values})
+    by_place = {(one.get("origin"), one.get("index", 0)): one for one in (*found, *others)}
+    return sorted(by_place.values(), key=lambda one: (one["sealed_at"], one.get("index", 0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """How things stand."""
+
+    hours: list[tuple[int, int, int]]
+    """Time, allowed and denied requests of each hour that has any, oldest first."""
+    reasons: list[tuple[str, str, int]]
+    """Why requests were denied: code, reason, how often, the most frequent first."""
+    latency_us: tuple[float, float, float]
+    """Of requests to the service: half, 95 and 99 of a hundred were faster."""
+    gaps: int
+    matched: int
+    decided: int
+    """Decisions of the intervals that are over, and those of them that have their access."""
+    logs: list[tuple[str, int, int]]
+    """Each log, its records, and when its newest checkpoint was written."""
+    since: int
+    """When the first record that is there was sealed."""
+    unexplained: tuple[str, int, int] | None
+    """A day, accesses to charts on it, and how many no feed explains."""
+
+
+def overview(client: Client, now_us: int, hours: int = 24) -> Overview:
+    """Of the last `hours`."""
+    since = now_us - hours * _HOUR_US
+    window = Window(since)
+    counted = client.execute(
+        "SELECT toUnixTimestamp(hour) * 1000000 AS at, sumIf(decisions, allowed),"
+        " sumIf(decisions, NOT allowed) FROM activity_hourly"
+        " WHERE hour >= toStartOfHour(fromUnixTimestamp64Micro(%(since)s, 'UTC'))"
+        " GROUP BY at ORDER BY at",
+        {"since": since},
+    )
+    reasons = client.execute(
+        "SELECT reason_code, reason, count() AS number FROM audit_log WHERE kind = 'decision'"
+        f" AND NOT allowed AND {window.condition}"
+        " GROUP BY reason_code, reason ORDER BY number DESC, reason LIMIT 8",
+        window.values,
+    )
+    [latency] = client.execute(
+        "SELECT quantiles(0.5, 0.95, 0.99)(duration_us) FROM audit_log WHERE kind = 'access'"
+        f" AND upstream != '' AND {window.condition}",
+        window.values,
+    )
+    quantiles = [0.0 if math.isnan(one) else float(one) for one in latency[0]]  # of no rows
+    gaps, matched, decided = _accounts(client, window)
+    return Overview(
+        [(int(at), int(yes), int(no)) for at, yes, no in counted],
+        [(_text(code), _text(reason), number) for code, reason, number in reasons],
+        (quantiles[0], quantiles[1], quantiles[2]),
+        gaps, matched, decided, _logs(client), _first(client), _unexplained(client),
+    )  # fmt: skip
+
+
+def _accounts(client: Client, window: Window) -> tuple[int, int, int]:
+    """Gaps, matched and all decisions, as the logs tell them themselves."""
+    notices = rows.select(
+        client,
+        "kind = 'notice' AND event IN ('interval_summary', 'gap', 'gap_closed')"
+        f" AND writer_seq = 0 AND {window.condition}",
+        window.values,
+    )
+    gaps = matched = decided = 0
+    for one in notices:
+        told = details_of(one)
+        if one["event"] == "interval_summary":
+            matched += int(told.get("matched", 0))
+            decided += int(told.get("decisions", 0))
+        else:
+            gaps += int(told.get("count", 0)) * (1 if one["event"] == "gap" else -1)
+    return max(gaps, 0), matched, decided
+
+
+def _logs(client: Client) -> list[tuple[str, int, int]]:
+    found = client.execute(
+        "SELECT origin, max(size), toUnixTimestamp64Micro(max(written_at)) FROM checkpoints"
+        " GROUP BY origin ORDER BY origin"
+    )
+    return [(_text(origin), size, at) for origin, size, at in found]
+
+
+def _first(client: Client) -> int:
+    """When the first record that is there was sealed; 0 if none is. Each log's is found by its
+    order."""
+    query = (
+        "SELECT toUnixTimestamp64Micro(sealed_at) FROM audit_log WHERE origin = %(origin)s"
+        " ORDER BY origin, index LIMIT 1"
+    )
+    firsts = [
+        int(at)
+        for (origin,) in client.execute(_ORIGINS)
+        for (at,) in client.execute(query, {"origin": origin})
+    ]
+    return min(firsts, default=0)
+
+
+def _unexplained(client: Client) -> tuple[str, int, int] | None:
+    found = client.execute(
+        "SELECT details FROM notices WHERE event = 'watch_day' ORDER BY sealed_at DESC LIMIT 1"
+    )
+    for (details,) in found:
+        told = details_of({"details": details})
+        return (
+            str(told.get("date", "")),
+            int(told.get("charts", 0)),
+            int(told.get("unexplained", 0)),
+        )
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """What a person did on one day, and what is usual in their role then."""
+
+    day: str
+    requests: int
+    denials: int
+    patients: int
+    role_patients: float
+
+
+def person_days(client: Client, subject: str, days: int = 60) -> list[Day]:
+    """A person's days, oldest first, each beside the median of their role's people."""
+    found = client.execute(
+        "WITH own AS (SELECT day, any(role) AS role, sum(requests) AS requests,"
+        "   sum(denials) AS denials, sum(patients) AS patients FROM baselines"
+        "   WHERE subject = %(subject)s AND day > today() - %(days)s GROUP BY day),"
+        " peers AS (SELECT day, role, median(patients) AS usual FROM baselines"
+        "   WHERE role IN (SELECT role FROM own) AND day > today() - %(days)s GROUP BY day, role)"
+        " SELECT toString(own.day), own.requests, own.denials, own.patients, peers.usual"
+        " FROM own LEFT JOIN peers ON peers.day = own.day AND peers.role = own.role ORDER BY day",
+        {"subject": subject, "days": days},
+    )
+    return [Day(day, req, den, pat, float(usual)) for day, req, den, pat, usual in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """Where, when and as what somebody is there, over some weeks."""
+
+    roles: list[str]
+    hours: list[int]
+    networks: list[str]
+    countries: list[str]
+    first: str
+    last: str
+
+
+def habits(client: Client, subject: str, days: int = 60) -> Habits | None:
+    """None of who did nothing."""
+    [row] = client.execute(
+        "SELECT arraySort(groupUniqArray(role)), arraySort(groupUniqArrayArray(hours)),"
+        " arraySort(groupUniqArrayArray(networks)), arraySort(groupUniqArrayArray(countries)),"
+        " toString(min(day)), toString(max(day)), count() FROM baselines"
+        " WHERE subject = %(subject)s AND day > today() - %(days)s",
+        {"subject": subject, "days": days},
+    )
+    return Habits(*map(_text, row[:6])) if row[6] else None
+
+
+def patients_of(client: Client, subject: str, window: Window, limit: int) -> list[tuple[str, int]]:
+    """Whose records somebody asked for or was shown: tokens, with how many requests."""
+    found = client.execute(
+        "SELECT arrayJoin(patients) AS patient,"
+        " uniqExact(if(decision_id = '', concat(origin, '/', toString(index)), decision_id))"
+        f" AS number FROM audit_log WHERE subject = %(subject)s AND {window.condition}"
+        " AND kind IN ('decision', 'access', 'disclosure')"
+        " GROUP BY patient ORDER BY number DESC, patient LIMIT %(limit)s",
+        {"subject": subject, "limit": limit, **window.values},
+    )
+    return [(_text(patient), number) for patient, number in found]
+
+
+def roles_in_use(client: Client, days: int = 60) -> list[tuple[str, int, str]]:
+    """Each role, how many people had it, and the last day it was used on."""
+    found = client.execute(
+        "SELECT role, uniqExact(subject), toString(max(day)) FROM baselines"
+        " WHERE day > today() - %(days)s GROUP BY role ORDER BY role",
+        {"days": days},
+    )
+    return [(_text(role), people, day) for role, people, day in found]
+
+
+def people_in(client: Client, role: str, limit: int, days: int = 60) -> list[tuple[str, int, str]]:
+    """Who had a role: subject, requests, last day."""
+    found = client.execute(
+        "SELECT subject, sum(requests), toString(max(day)) FROM baselines"
+        " WHERE role = %(role)s AND day > today() - %(days)s"
+        " GROUP BY subject ORDER BY subject LIMIT %(limit)s",
+        {"role": role, "days": days, "limit": limit},
+    )
+    return [(_text(subject), requests, day) for subject, requests, day in found]
+
+
+def policy_changes(client: Client, limit: int) -> list[tuple[int, str, str]]:
+    """When which revision came into force, and at whose: the newest first."""
+    found = client.execute(
+        "SELECT toUnixTimestamp64Micro(time), policy_revision, writer FROM notices"
+        " WHERE event = 'policy_loaded' ORDER BY sealed_at DESC LIMIT %(limit)s",
+        {"limit": limit},
+    )
+    return [(at, _text(revision), _text(writer)) for at, revision, writer in found]
+
+
+def _text(value: Any) -> Any:
+    """The driver gives bytes for what is no UTF-8, which nothing of ours wrote."""
+    if isinstance(value, bytes):
+        return text(value, len(value) * 4)
+    if isinstance(value, list | tuple):
+        return [_text(item) for item in value]
+    return value

@@ -1,0 +1,135 @@
+"""A console with a real receiver, ClickHouse and policy, for the tests that ask it."""
+
+import asyncio
+import contextlib
+import re
+import subprocess
+import sys
+import time
+
+import httpx2 as httpx
+import pytest
+import yaml
+from programs import AUTHZ, CHECKOUT, free_port, listens, until, world
+
+from authz import config
+from authz.demo.stack import Part
+from authz.record.privacy import load_key
+from authz.serve import tls
+from authz.serve.tell import tell
+from authz.store.client import connect
+
+ORIGIN = "test/receiver"
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def site(clickhouse, tmp_path_factory):
+    """A receiver with a few requests in its log: (directory, store, receiver's address, world)."""
+    directory = tmp_path_factory.mktemp("console")
+    with connect(clickhouse.store) as admin, world() as ours:
+        admin.execute("CREATE DATABASE console")
+        store = clickhouse.store.rpartition("/")[0] + "/console"
+        address = f"127.0.0.1:{free_port()}"
+        command = [sys.executable, "-m", "authz", "serve", "receiver", "--listen", address]
+        command += ["--origin", ORIGIN, "--data-dir", str(directory / "receiver")]
+        part = Part("receiver", command, directory / "log", {"AUTHZ_STORE": store}, address)
+        try:
+            part.start()
+            part.wait_until_up()
+            options = config.load(None, {"ext_authz": {"receiver": address}}).ext_authz
+            key = load_key(directory / "privacy.key")
+            records = list(requests(key))
+            asyncio.run(tell(address, tls.to_receiver(options), directory / "writer", records))
+            with connect(store) as client:
+                count = "SELECT count() FROM decisions"
+                assert until(lambda: client.execute(count)[0][0] >= 12, 30)
+            (directory / "names").mkdir()
+            (directory / "names" / "people.csv").write_text("subject,name\ndr.alder,Dr Alder\n")
+            (directory / "names" / "patients.csv").write_text("patient,name\np-1,Hazel Reed\n")
+            yield directory, store, address, ours
+        finally:
+            part.stop()
+            admin.execute("DROP DATABASE console")
+
+
+def requests(key):
+    now = time.time_ns() // 1000
+    for number in range(12):
+        allowed = number % 4 > 0
+        yield {
+            "kind": "decision", "time": now - number * 60_000_000, "decision_id": f"d-{number}",
+            "subject": "dr.alder" if number % 2 else "n.reed", "roles": ["physician"],
+            "allowed": allowed, "enforced": True, "reason_code": "allowed" if allowed else "denied",
+            "reason": "on the care team" if allowed else HOSTILE, "action": "R", "method": "GET",
+            "path": "/fhir/Patient/{id}", "resource_type": "Patient", "source_ip": "10.1.2.3",
+            "patients": [key.token(f"p-{number % 3}")], "purpose": "TREAT",
+        }  # fmt: skip
+    yield {
+        "kind": "finding", "event": "raised", "time": now, "subject": "n.reed", "rule": "bulk_read",
+        "lane": "act", "score_milli": 5000, "records": ["d-0"], "evidence": f"40 {HOSTILE}.",
+        "details": '{"cause":"volume"}',
+    }  # fmt: skip
+    yield {
+        "kind": "decision", "time": now, "decision_id": "glass", "subject": "dr.alder",
+        "allowed": True, "break_glass": True, "reason": "unconscious", "method": "GET",
+        "path": "/fhir/Patient/{id}", "patients": [key.token("p-1")],
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def console(site, *, port=None, identity=None, **console_options):
+    """The console, with these options; an HTTP client of it that follows no redirect."""
+    directory, store, receiver, ours = site
+    port = port or free_port()
+    settings = {
+        "store": store,
+        "data_dir": str(directory / f"data-{port}"),
+        "ext_authz": {"receiver": receiver},
+        "privacy": {"key": str(directory / "privacy.key")},
+        "identity": identity or {},
+        "console": {
+            "listen": f"127.0.0.1:{port}",
+            "policy": str(CHECKOUT / "deploy" / "opa" / "console.rego"),
+            "trust": str(directory / "receiver" / "trust.yaml"),
+            "directory": str(directory / "names"),
+        }
+        | console_options,
+    }
+    path = directory / f"console-{port}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    command = [*AUTHZ, "serve", "console", "--config", path]
+    with (directory / f"console-{port}.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=ours.environment)
+        try:
+            assert until(lambda: listens(port) or process.poll() is not None, 30)
+            assert process.poll() is None, (directory / f"console-{port}.log").read_text()
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                yield client
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0
+
+
+def looks(site):
+    """Each look on record: who, at what, why, and whose data."""
+    with connect(site[1]) as client:
+        query = (
+            "SELECT subject, JSONExtractString(details, 'command'), reason, patients FROM notices"
+            " WHERE event = 'look' ORDER BY index"
+        )
+        return client.execute(query)
+
+
+def mark_in(text):
+    return re.search(r'name="mark" value="([^"]+)"', text)[1]
+
+
+def token_in(site, name):
+    return load_key(site[0] / "privacy.key").token(name)
+
+
+def finding(site):
+    with connect(site[1]) as client:
+        [(origin, index)] = client.execute("SELECT origin, index FROM findings")
+    return f"{origin}@{index}"

@@ -1,0 +1,203 @@
+"""The console as people use it: over HTTP, with a real receiver, ClickHouse and policy."""
+
+import re
+import subprocess
+from html import unescape
+
+import orjson
+import pytest
+import yaml
+from console_site import HOSTILE, ORIGIN, console, finding, looks, mark_in, site, token_in
+from programs import AUTHZ, CHECKOUT, until
+
+from authz.store.client import connect
+
+__all__ = ["site"]  # the fixture
+
+
+@pytest.fixture(scope="module")
+def officer(site):
+    """What a privacy officer's browser asks."""
+    roles = ["privacy-officer"]
+    with console(site, everyone="o.ash", everyone_roles=roles) as client:
+        yield client
+
+
+PAGES = (
+    "/", "/search", "/search?subject=dr.alder&decision=denied", "/person/dr.alder", "/findings",
+    "/verify", "/policy", "/policy?role=physician", f"/record/{ORIGIN}@3",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_each_page_is_on_record(site, officer, path):
+    """Before it is shown; what people wrote is text there, and no page loads from elsewhere."""
+    before = len(looks(site))
+    answer = officer.get(path)
+    assert answer.status_code == 200, answer.text
+    assert HOSTILE not in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == "no-store"
+    assert not re.search(r'(?:src|href)="https?:', answer.text)
+    assert until(lambda: len(looks(site)) > before, 20)
+    who, what, _, _ = looks(site)[-1]
+    assert (who, what.partition("/")[0]) == ("o.ash", "console")
+
+
+def test_the_state_is_a_sentence(officer):
+    """First it is not verified; then everything is intact, or it says what is not."""
+    assert "Not verified from here yet" in officer.get("/").text
+    page = officer.get("/verify").text
+    assert officer.post("/verify/start", data={"mark": mark_in(page)}).status_code == 303
+    assert until(lambda: not officer.get("/verify/progress").json()["running"], 30)
+    assert "No record was changed" in officer.get("/verify").text
+    assert "is intact, as verified at" in unescape(officer.get("/").text)
+
+
+def test_search(site, officer):
+    """By person, decision, reason and token; the address has the filters."""
+    found = officer.get("/search", params={"subject": "n.reed", "decision": "denied"}).text
+    assert found.count("/record/") == 3
+    assert "/person/n.reed" in found
+    assert "Dr Alder" not in found
+    assert "Dr Alder" in officer.get("/search?reason=CARE team").text
+    token = token_in(site, "p-1")
+    assert officer.get("/search", params={"patient": token}).text.count("/record/") == 5
+    assert "Nothing is found" in officer.get("/search?country=NO").text
+    assert officer.get("/search?since=yesterday").status_code == 400
+
+
+def test_a_patient_by_identifier(site, officer):
+    """It becomes a token before anything else: no address and no record has it. A name is shown to
+    who says why."""
+    page = officer.get("/search").text
+    asked = {"mark": mark_in(page), "identifier": "p-1", "reason": "the patient asked"}
+    answer = officer.post("/patient", data=asked)
+    token = token_in(site, "p-1")
+    assert answer.headers["location"] == f"/patient/{token}"
+    page = officer.get(answer.headers["location"]).text
+    assert "dr.alder" in page
+    assert "Hazel" not in page
+    shown = officer.post(
+        f"/patient/{token}", data={"mark": mark_in(page), "reason": "to write to them"}
+    )
+    assert "Who saw Hazel Reed" in shown.text
+    assert until(lambda: "to write to them" in [why for _, _, why, _ in looks(site)], 20)
+    [found] = [one for one in looks(site) if one[2] == "to write to them"]
+    assert token in found[3]
+    assert "p-1" not in str([one[:3] for one in looks(site)])
+
+
+def test_a_proof_to_take_along(site, officer, tmp_path):
+    """The file is what `authz verify-proof` takes."""
+    answer = officer.get(f"/proof/{ORIGIN}@3")
+    assert answer.status_code == 200
+    (tmp_path / "proof").write_bytes(answer.content)
+    trust = site[0] / "receiver" / "trust.yaml"
+    command = [*AUTHZ, "verify-proof", tmp_path / "proof", "--trust", trust]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def notices(site, event):
+    with connect(site[1]) as client:
+        query = "SELECT subject, reason, records, details FROM notices WHERE event = %(event)s"
+        return client.execute(query, {"event": event})
+
+
+def test_a_finding_is_judged(site, officer):
+    """What somebody says is on record, with who said it; and who it is about can be blocked."""
+    place = finding(site)
+    page = officer.get(f"/finding/{place}").text
+    assert "act now" in page
+    said = {"mark": mark_in(page), "act": "confirm", "reason": "no reason was found"}
+    assert officer.post(f"/judge/{place}", data=said).status_code == 303
+    assert until(lambda: notices(site, "finding_confirmed"), 20)
+    [(subject, reason, records, details)] = notices(site, "finding_confirmed")
+    assert (subject, reason, records) == ("n.reed", "no reason was found", [place])
+    assert orjson.loads(details)["by"] == "o.ash"
+    assert until(lambda: "confirmed" in officer.get(f"/finding/{place}").text, 20)
+    blocked = {"mark": mark_in(page), "hours": "2", "reason": "until we know", "finding": place}
+    assert officer.post("/block/n.reed", data=blocked).status_code == 303
+    assert until(lambda: notices(site, "block"), 20)
+    assert notices(site, "block")[0][2] == [place]
+
+
+def test_broken_glass_is_reviewed(site, officer):
+    """It waits for somebody, and goes when they have said what they think."""
+    page = officer.get("/findings").text
+    [place] = re.findall(r'action="/review/([^"]+)"', page)
+    said = {"mark": mark_in(page), "verdict": "justified", "reason": "an emergency, by the ward"}
+    assert officer.post(f"/review/{place}", data=said).status_code == 303
+    assert until(lambda: "/review/" not in officer.get("/findings").text, 20)
+
+
+@pytest.mark.parametrize("form", [{}, {"mark": "x"}, {"mark": "another's"}])
+def test_forms_of_others(site, officer, form):
+    """Nothing happens by a form that was not given to this person, as another site's is not."""
+    if form.get("mark") == "another's":
+        with console(site, everyone="m.ash", everyone_roles=["privacy-officer"]) as other:
+            form = {"mark": mark_in(other.get("/search").text)}
+    before = notices(site, "block")
+    answer = officer.post("/block/dr.alder", data=form | {"hours": "1", "reason": "x"})
+    assert answer.status_code == 403
+    assert notices(site, "block") == before
+
+
+def test_another_name_for_this_address(officer):
+    """Another site that gives its name to this address is told nothing."""
+    answer = officer.get("/", headers={"host": "evil.example"})
+    assert answer.status_code == 400
+
+
+def test_who_may_not(site):
+    """An auditor sees records, and judges and names nobody; a physician sees nothing. None of it is
+    in the navigation."""
+    with console(site, everyone="a.birch", everyone_roles=["auditor"]) as auditor:
+        page = auditor.get(f"/finding/{finding(site)}").text
+        assert "/judge/" not in page
+        assert "Dr Alder" not in auditor.get("/person/dr.alder").text
+        mark = mark_in(auditor.get("/search").text)
+        asked = {"mark": mark, "act": "confirm", "reason": "x"}
+        assert auditor.post(f"/judge/{finding(site)}", data=asked).status_code == 403
+    with console(site, everyone="dr.alder", everyone_roles=["physician"]) as physician:
+        for path in PAGES:
+            assert physician.get(path).status_code == 403
+        assert "<nav" not in physician.get("/").text
+
+
+def test_nobody_is_signed_in(site):
+    """Without an identity there is no page, and a header is no identity."""
+    with console(site, url="http://127.0.0.1:1", oidc={
+        "issuer": "http://127.0.0.1:9", "client_id": "console",
+    }) as nobody:  # fmt: skip
+        for path in PAGES:
+            answer = nobody.get(path, headers={"x-authz-subject": "o.ash"})
+            assert answer.status_code == 303
+            assert answer.headers["location"].startswith("/sign-in?back=")
+        assert nobody.get("/sign-in").status_code == 503, "the provider is away"
+        assert nobody.post("/block/n.reed", data={"reason": "x"}).status_code == 401
+
+
+def test_what_it_does_not_start_with(site):
+    """Without a receiver, a way to know people, or with everybody let in from other hosts."""
+    directory, store, receiver, ours = site
+    good = {"policy": str(CHECKOUT / "deploy" / "opa" / "console.rego")}
+    for options, more, says in (
+        (good | {"everyone": "x"}, {}, "ext_authz.receiver is missing"),
+        (good, {"ext_authz": {"receiver": receiver}}, "nobody can come to be known"),
+        (good | {"everyone": "x", "listen": "0.0.0.0:0", "plaintext": True},
+         {"ext_authz": {"receiver": receiver}}, "console.everyone"),
+        (good | {"oidc": {"issuer": "https://idp.example", "client_id": "c"}},
+         {"ext_authz": {"receiver": receiver}}, "console.url is missing"),
+    ):  # fmt: skip
+        path = directory / "wrong.yaml"
+        data = str(directory / "wrong")
+        path.write_text(
+            yaml.safe_dump({"store": store, "data_dir": data, "console": options} | more)
+        )
+        done = subprocess.run(
+            [*AUTHZ, "serve", "console", "--config", path], env=ours.environment,
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert says in done.stderr
