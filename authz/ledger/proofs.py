@@ -32,7 +32,7 @@ def prove_inclusion(index: int, size: int, read: Reader) -> list[bytes]:
     """
     if not 0 <= index < size:
         raise ValueError(f"index {index} is not in a tree of size {size}")
-    return _hashes(_path(index, size), size, read)
+    return hashes_of(_path(index, size), size, read)
 
 
 def prove_consistency(size1: int, size2: int, read: Reader) -> list[bytes]:
@@ -40,12 +40,12 @@ def prove_consistency(size1: int, size2: int, read: Reader) -> list[bytes]:
     empty for sizes that are equal or when the first is zero. Raises as `prove_inclusion` does."""
     if not 0 <= size1 <= size2:
         raise ValueError(f"sizes {size1} and {size2} are not in order")
-    return _hashes(_subproof(size1, size2), size2, read) if size1 else []
+    return hashes_of(_subproof(size1, size2), size2, read) if size1 else []
 
 
 def root_at(size: int, read: Reader) -> bytes:
     """The root of the tree of `size`. Raises `ProofError` for a tile that is missing."""
-    return _hashes([(0, size)], size, read)[0] if size else tree_hash(())
+    return hashes_of([(0, size)], size, read)[0] if size else tree_hash(())
 
 
 def edge_of(size: int, read: Reader) -> Tree:
@@ -63,7 +63,7 @@ def _path(index: int, size: int) -> Iterable[_Range]:
     ranges: list[_Range] = []
     begin, end = 0, size
     while end - begin > 1:
-        middle = begin + _split(end - begin)
+        middle = begin + split(end - begin)
         if index < middle:
             ranges.append((middle, end))
             end = middle
@@ -78,7 +78,7 @@ def _subproof(size1: int, size2: int) -> Iterable[_Range]:
     ranges: list[_Range] = []
     begin, end = 0, size2
     while size1 < end:
-        middle = begin + _split(end - begin)
+        middle = begin + split(end - begin)
         if size1 <= middle:
             ranges.append((middle, end))
             end = middle
@@ -89,12 +89,12 @@ def _subproof(size1: int, size2: int) -> Iterable[_Range]:
     return reversed([*ranges, (begin, end)] if begin else ranges)
 
 
-def _split(count: int) -> int:
+def split(count: int) -> int:
     """The largest power of two below `count`, which is more than 1."""
     return 1 << (count - 1).bit_length() - 1
 
 
-def _hashes(ranges: Iterable[_Range], size: int, read: Reader) -> list[bytes]:
+def hashes_of(ranges: Iterable[_Range], size: int, read: Reader) -> list[bytes]:
     """The hash of each subtree in a tree of `size`."""
     subtrees = [[*_complete(begin, end)] for begin, end in ranges]
     places = {}
