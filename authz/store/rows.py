@@ -64,11 +64,18 @@ def _as_canonical() -> str:
 
 
 _MEMBERS = ", ".join(_member(field) for field in sorted(FIELDS, key=lambda field: field.name))
-_LEAVES = (
-    f"SELECT index, concat('{{', substring({_as_canonical()} AS leaf, 1, length(leaf) - 1), '}}')"
-    f" FROM (SELECT index, concat({_MEMBERS}) AS told FROM audit_log"
-    " WHERE origin = %(origin)s AND index >= %(first)s AND index < %(end)s ORDER BY index)"
-)
+_RANGE = "origin = %(origin)s AND index >= %(first)s AND index < %(end)s"
+
+
+def _leaves_query(which: str) -> str:
+    return (
+        f"SELECT index, concat('{{', substring({_as_canonical()} AS leaf, 1, length(leaf) - 1),"
+        f" '}}') AS text FROM (SELECT index, concat({_MEMBERS}) AS told FROM audit_log"
+        f" WHERE {which})"
+    )
+
+
+_LEAVES = _leaves_query(f"{_RANGE} ORDER BY index")
 
 
 class NotText(str):
@@ -113,9 +120,25 @@ def leaves(
     The database writes them, as `canonical` would; of rows that no record could have left,
     something that is no leaf.
     """
-    values = {"origin": origin, "first": first, "end": end}
+    return _leaves(client, _LEAVES, {"origin": origin, "first": first, "end": end})
+
+
+def leaves_that(
+    client: Client, origin: str, first: int, end: int, condition: str, values: Mapping[str, Any],
+    limit: int,
+) -> tuple[Sequence[int], Sequence[bytes]]:  # fmt: skip
+    """The same of rows that meet `condition`: the first `limit`, and what has the last's index."""
+    order = "ORDER BY index LIMIT %(limit)s WITH TIES"
+    query = _leaves_query(f"{_RANGE} AND ({condition}) {order}")
+    asked = {**values, "origin": origin, "first": first, "end": end, "limit": limit}
+    return _leaves(client, query, asked)
+
+
+def _leaves(
+    client: Client, query: str, values: Mapping[str, Any]
+) -> tuple[Sequence[int], Sequence[bytes]]:
     settings = {"strings_as_bytes": True}
-    columns = client.execute(_LEAVES, values, columnar=True, settings=settings)
+    columns = client.execute(query, dict(values), columnar=True, settings=settings)
     return (columns[0], columns[1]) if columns else ((), ())
 
 
@@ -133,9 +156,6 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_escaped(item) for item in value]
     return value
-
-
-_RANGE = "origin = %(origin)s AND index >= %(first)s AND index < %(end)s"
 
 
 def indexes(copies: Copies, origin: str, first: int, end: int) -> set[int]:
