@@ -67,28 +67,43 @@ def check_proof(text: str, logs: Sequence[TrustedLog]) -> Proven:
     proof = TlogProof.parse(text)
     if proof.leaf is None:
         raise ProofError("the file holds no record (the proof's extra data)")
-    origin = proof.claimed.origin
-    log = next((log for log in logs if log.origin == origin), None)
-    if log is None:
-        raise ProofError("it is of a log that the trust file does not name")
+    log = _log(proof.claimed.origin, logs)
     checkpoint, signed = proof.verify(proof.leaf, log.keys)
     record = _record(proof.leaf)
-    if (record.get("origin", ""), record.get("index", 0)) != (origin, proof.index):
+    if (record.get("origin", ""), record.get("index", 0)) != (log.origin, proof.index):
         raise ProofError("the record says that it stands elsewhere")
-    signed += _witnesses(proof, log)
+    signed += _witnesses(proof.checkpoint, log)
     return Proven(record, proof, checkpoint, tuple(signed))
 
 
-def _witnesses(proof: TlogProof, log: TrustedLog) -> list[Verifier]:
+def check_checkpoint(
+    note: str, logs: Sequence[TrustedLog]
+) -> tuple[Checkpoint, tuple[Verifier, ...]]:
+    """The checkpoint in `note`, and who of the trusted signed it, by step 2 and 5 of `check_proof`.
+    Raises `ProofError` or `NoteError`."""
+    log = _log(TlogProof(0, (), note).claimed.origin, logs)
+    text, signed = open_note(note, log.keys)
+    return Checkpoint.parse(text), (*signed, *_witnesses(note, log))
+
+
+def _log(origin: str, logs: Sequence[TrustedLog]) -> TrustedLog:
+    for log in logs:
+        if log.origin == origin:
+            return log
+    raise ProofError("it is of a log that the trust file does not name")
+
+
+def _witnesses(note: str, log: TrustedLog) -> list[Verifier]:
     """Those of the log's that cosigned the checkpoint. Raises `ProofError` for too few."""
     try:
-        cosigned = open_note(proof.checkpoint, log.witnesses)[1] if log.witnesses else []
+        cosigned = open_note(note, log.witnesses)[1] if log.witnesses else []
     except NoteError:
         cosigned = []
     if len(set(cosigned)) < log.quorum:
         raise ProofError(
             f"{len(set(cosigned))} of the trusted witnesses cosigned the checkpoint; the trust file"
-            f" asks for {log.quorum}: let `authz prove` make the proof again once they have"
+            f" asks for {log.quorum}: make it again, by `authz prove` or `authz export`, once they"
+            " have"
         )
     return cosigned
 
