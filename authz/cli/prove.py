@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -22,7 +23,7 @@ from authz.files import replace_file
 from authz.ledger import NoteError, ProofError, TlogProof
 from authz.proof import Proven, check_proof, make_proof
 from authz.record import FIELD, Record
-from authz.trust import load_trust
+from authz.trust import TrustedLog, load_trust
 
 if TYPE_CHECKING:
     from authz.store.client import Client
@@ -109,17 +110,26 @@ def prove(
 
 @app.command("verify-proof")
 def verify_proof(
-    file: Annotated[Path, typer.Argument(help="What `authz prove` has written.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="What `authz prove` has written, or the manifest.json of an `authz export`."
+        ),
+    ],
     trust: Annotated[Path, typer.Option(help="Which logs there are, and their keys.")],
     as_json: Json = False,
 ) -> None:
-    """Check a record's proof, and show the record; neither a database nor a network is needed."""
+    """Check a record's proof and show the record, or check an export; neither a database nor a
+    network is needed."""
     logs = load_trust(trust)
     try:
         with file.open("rb") as opened:
             data = opened.read(_MOST_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
+    if data[:1] == b"{":
+        _verify_export(file, logs, as_json=as_json)
+        return
     try:
         if len(data) > _MOST_BYTES:
             raise ProofError(f"it has more than {_MOST_BYTES} bytes")
@@ -132,6 +142,27 @@ def verify_proof(
         print(json.dumps(proven.to_json()))
     else:
         show(proven, Console())
+
+
+def _verify_export(manifest: Path, logs: Sequence[TrustedLog], *, as_json: bool) -> None:
+    from authz.report.exports.check import check_export
+    from authz.report.exports.manifest import ManifestError
+    from authz.report.exports.words import not_proven, proven
+
+    try:
+        checked = check_export(manifest, logs)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from None
+    except (ManifestError, NoteError, ProofError) as error:
+        _say_no(str(error), as_json=as_json)
+    if as_json:
+        print(json.dumps(checked.to_json() | {"not_proven": not_proven(checked)}))
+        return
+    console = Console()
+    for line in proven(checked):
+        console.print(Text.assemble(("✓ ", "green"), printable(line)))
+    for line in not_proven(checked):
+        console.print(Text.assemble(("not proven: ", "yellow"), printable(line)))
 
 
 def show(proven: Proven, console: Console) -> None:
