@@ -17,6 +17,8 @@ from authz.cli import (  # noqa: F401 - each registers its commands
     policy,
     policy_show,
     prove,
+    report,
+    report_enter,
     retention,
     serve,
     verify,

@@ -19,15 +19,17 @@ from authz.cli.times import moment, shown
 from authz.errors import UnavailableError, UsageError
 from authz.record import FIELD
 from authz.record.privacy import PrivacyKey, load_key
+from authz.record.shown import printable
 
 if TYPE_CHECKING:
     from authz.report import Lookup, Request
+
+__all__ = ["count", "identifiers_of", "keys_of", "lookup", "printable", "show", "tokens_of"]
 
 _STYLES = {
     "allowed": "green", "denied": "red", "rejected": "red", "dry-run": "yellow",
     "unasked": "bold red",
 }  # fmt: skip
-_ACTIONS = {"C": "create", "R": "read", "U": "update", "D": "delete"}
 _REVISION_SHOWN = 12  # of the 64 digits of a policy's revision: `authz policy show` takes as few
 
 
@@ -144,11 +146,6 @@ def show(found: "Lookup", console: Console, *, several: bool = False) -> None:
         )
 
 
-def printable(text: str) -> str:
-    r"""`text` with what a terminal would act upon, or show in another order, escaped (``\x1b``)."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _table(found: "Lookup", *, several: bool) -> Table:
     table, requests = Table(show_lines=True), found.requests
     several_policies = len(_revisions(requests)) > 1
@@ -167,7 +164,7 @@ def _table(found: "Lookup", *, several: bool) -> Table:
             why.append(_below(f"policy {request.policy_revision[:_REVISION_SHOWN]}"), "dim")
         if found.feeds:
             why.append(_explained(request, several=several))
-        what = Text(" ".join(filter(None, (_action(request), printable(request.resource_type)))))
+        what = Text(" ".join(filter(None, (request.doing, printable(request.resource_type)))))
         what.append(_below(f"{request.method} {request.path}".strip()), "dim")
         what.append(_below(f"from {request.source_ip}" if request.source_ip else ""), "dim")
         outcome = Text(request.outcome, _STYLES[request.outcome])
@@ -206,12 +203,6 @@ def interval(since: int, until: int) -> str:
     if first == last:
         return f", {first}"
     return f", {first} to {last}" if since else f", until {last}"
-
-
-def _action(request: "Request") -> str:
-    """What was done, in a word: E stands for searches, and for whatever else there is."""
-    searches = request.method in ("GET", "POST") and "$" not in request.path
-    return _ACTIONS.get(request.action, "search" if searches else "execute")
 
 
 def _revisions(requests: Sequence["Request"]) -> list[str]:

@@ -4,6 +4,9 @@ import datetime as dt
 import re
 
 from authz.errors import UsageError
+from authz.record.shown import shown
+
+__all__ = ["duration", "moment", "shown"]
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -30,9 +33,3 @@ def moment(option: str, given: str, now_us: int) -> int:
             f"{option} {given!r}: want a date or time such as 2026-11-01 or 2026-11-01T08:30 (UTC),"
             " or an age such as 7d, 12h or 30m"
         ) from None
-
-
-def shown(time_us: int) -> str:
-    """A time as tables show it: UTC, to the second."""
-    at = dt.datetime.fromtimestamp(time_us // 1_000_000, dt.UTC)
-    return at.strftime("%Y-%m-%d %H:%M:%S")

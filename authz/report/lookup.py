@@ -4,7 +4,7 @@ Decisions, accesses and disclosures are used together (`authz.store.lookups`) an
 is what its records say of it, and `records` name them, so that each line can be proven.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ from authz.store.lookups import EVER, Row, Totals, Window
 
 Known = Literal["request", "answer"]
 Outcome = Literal["allowed", "denied", "dry-run", "unasked", "rejected"]
+
+_ACTIONS = {"C": "create", "R": "read", "U": "update", "D": "delete"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,12 @@ class Request:
     def allowed(self) -> bool:
         """Whether it was let through by a decision that says so."""
         return self.outcome == "allowed"
+
+    @property
+    def doing(self) -> str:
+        """What was done, in a word: E stands for searches, and for whatever else there is."""
+        searches = self.method in ("GET", "POST") and "$" not in self.path
+        return _ACTIONS.get(self.action, "search" if searches else "execute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,7 @@ def look_up(
     numbers = {token: number for number, own in enumerate(patients, 1) for token in own}
     tokens = list(numbers)
     found = lookups.newest(client, tokens, window, limit)
-    requests = _fold(lookups.records(client, tokens, found, window), numbers)
+    requests = fold(lookups.records(client, tokens, found, window), numbers)
     feeds, explained = explanations(client, numbers, requests)
     requests = [replace(one, explained=why) for one, why in zip(requests, explained, strict=True)]
     keys = {token.partition(".")[0] for token in tokens}
@@ -131,8 +139,8 @@ def _count(requests: Sequence[Request]) -> Totals:
     return Totals(len(requests), len(people), denied, requests[0].time if requests else 0)
 
 
-def _fold(rows: Iterable[Row], numbers: dict[str, int]) -> list[Request]:
-    """The requests that `rows` are of, oldest first."""
+def fold(rows: Iterable[Row], numbers: Mapping[str, int]) -> list[Request]:
+    """The requests that `rows` are of, oldest first; `numbers` are their patients', by token."""
     by_request: dict[object, dict[str, Row]] = {}
     for row in rows:
         place = f"{row['origin']}/{row['index']}"
@@ -144,7 +152,7 @@ def _fold(rows: Iterable[Row], numbers: dict[str, int]) -> list[Request]:
 _NEAREST = ("decision", "access", "disclosure")
 
 
-def _request(by_place: dict[str, Row], numbers: dict[str, int]) -> Request:
+def _request(by_place: dict[str, Row], numbers: Mapping[str, int]) -> Request:
     """What the records of one request say together. Who and why are the decision's to say, and
     what it does not say (or no decision is there to say) the others fill in."""
     rows = sorted(by_place.values(), key=lambda row: _NEAREST.index(row["kind"]))

@@ -186,6 +186,17 @@ def people_of(client: Client, loaded: Loaded, departments: Sequence[str]) -> dic
     return dict(client.execute(query, values)) if departments else {}
 
 
+def people(client: Client, loaded: Loaded, subjects: Sequence[str]) -> list[Row]:
+    """What is told of each of `subjects`: subject, role, department, status."""
+    query = (
+        f"SELECT DISTINCT subject, role, department, status FROM {PEOPLE.name}"
+        " WHERE version = %(version)s AND subject IN %(subjects)s ORDER BY subject"
+    )
+    values = {"version": loaded.version, "subjects": list(subjects)}
+    found: list[Row] = client.execute(query, values) if subjects else []
+    return found
+
+
 def _selected(table: str) -> str:
     times = ("from", "until")
     return ", ".join(

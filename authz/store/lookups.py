@@ -22,11 +22,11 @@ _COLUMNS = (
 _SELECTED = ", ".join(
     "toUnixTimestamp64Micro(time)" if name == "time" else f"`{name}`" for name in _COLUMNS
 )
-_KINDS = "kind IN ('decision', 'access', 'disclosure')"
-_REQUEST = "if(decision_id = '', concat(origin, '/', toString(index)), decision_id)"
+KINDS = "kind IN ('decision', 'access', 'disclosure')"
+REQUEST = "if(decision_id = '', concat(origin, '/', toString(index)), decision_id)"
 _NAMED = "hasAny(patients, %(tokens)s)"
 # Envoy refuses by itself, without a decision, what it does not pass on.
-_DENIED = (
+DENIED = (
     "kind != 'disclosure' AND NOT allowed AND (enforced OR (decision_id = '' AND upstream = ''))"
 )
 
@@ -106,9 +106,9 @@ Row = dict[str, Any]
 def totals(client: Client, tokens: Sequence[str], window: Window) -> Totals:
     """Counts over all that concerns a patient with one of `tokens`."""
     query = (
-        f"SELECT uniqExact({_REQUEST}), uniqExactIf(subject, subject != ''),"
-        f" uniqExactIf({_REQUEST}, {_DENIED}), toUnixTimestamp64Micro(min(time)) FROM audit_log"
-        f" WHERE {_KINDS} AND {_NAMED} AND {window.condition}"
+        f"SELECT uniqExact({REQUEST}), uniqExactIf(subject, subject != ''),"
+        f" uniqExactIf({REQUEST}, {DENIED}), toUnixTimestamp64Micro(min(time)) FROM audit_log"
+        f" WHERE {KINDS} AND {_NAMED} AND {window.condition}"
     )
     [row] = client.execute(query, {"tokens": list(tokens), **window.values})
     return Totals(*row)
@@ -120,8 +120,8 @@ def newest(client: Client, tokens: Sequence[str], window: Window, limit: int) ->
         "SELECT any(decision_id),"
         " groupArray((origin, index, arrayIntersect(patients, %(tokens)s))),"
         " toUnixTimestamp64Micro(min(sealed_at)), toUnixTimestamp64Micro(max(sealed_at))"
-        f" FROM audit_log WHERE {_KINDS} AND {_NAMED} AND {window.condition}"
-        f" GROUP BY {_REQUEST} AS request ORDER BY min(time) DESC, request DESC LIMIT %(limit)s"
+        f" FROM audit_log WHERE {KINDS} AND {_NAMED} AND {window.condition}"
+        f" GROUP BY {REQUEST} AS request ORDER BY min(time) DESC, request DESC LIMIT %(limit)s"
     )
     values = {"tokens": list(tokens), "limit": limit, **window.values}
     return [
@@ -211,7 +211,7 @@ class _Reading:
         if self._anew:
             tokens, telling_one = "arrayIntersect(patients, %(tokens)s)", _NAMED
         query = (
-            f"SELECT {_SELECTED}, {tokens} FROM audit_log WHERE {_KINDS} AND {condition}"
+            f"SELECT {_SELECTED}, {tokens} FROM audit_log WHERE {KINDS} AND {condition}"
             f" AND (kind != 'disclosure' OR {telling_one}) ORDER BY origin, index"
         )
         values = {"tokens": self._tokens}
@@ -232,7 +232,7 @@ def unresolved(client: Client, window: Window) -> Answers:
     )
     [(gaps,)] = client.execute(untold, window.values)
     query = (
-        f"SELECT count(), uniqExactIf({_REQUEST}, {_UNRESOLVED}) FROM audit_log"
+        f"SELECT count(), uniqExactIf({REQUEST}, {_UNRESOLVED}) FROM audit_log"
         f" WHERE kind = 'disclosure' AND {window.condition}"
     )
     [(disclosures, found)] = client.execute(query, window.values)
@@ -248,7 +248,7 @@ def key_ids(client: Client, window: Window) -> set[str]:
     )
     query = (
         "SELECT DISTINCT splitByChar('.', patients[1])[1] FROM audit_log"
-        f" WHERE {_KINDS} AND notEmpty(patients) AND {window.condition}"
+        f" WHERE {KINDS} AND notEmpty(patients) AND {window.condition}"
         " AND origin = %(origin)s AND index IN (SELECT index FROM spots)"
     )
     found = set()
@@ -263,6 +263,42 @@ def key_ids(client: Client, window: Window) -> set[str]:
         values = {"origin": _text(origin), **window.values}
         found |= {_text(one) for (one,) in client.execute(query, values, external_tables=[table])}
     return found
+
+
+def of_person(
+    client: Client, subject: str, window: Window, limit: int
+) -> tuple[Totals, Iterator[Row]]:
+    """Counts over all requests of a person, and the records of the newest `limit` of them; `tokens`
+    are all of their patients."""
+    counts = (
+        f"SELECT uniqExact({REQUEST}), 1, uniqExactIf({REQUEST}, {DENIED}),"
+        " toUnixTimestamp64Micro(min(time)) FROM audit_log"
+        f" WHERE {KINDS} AND subject = %(subject)s AND {window.condition}"
+    )
+    query = (
+        "SELECT groupArray((origin, index)) FROM audit_log"
+        f" WHERE {KINDS} AND subject = %(subject)s AND {window.condition}"
+        f" GROUP BY {REQUEST} AS request ORDER BY min(time) DESC, request DESC LIMIT %(limit)s"
+    )
+    values = {"subject": subject, "limit": limit, **window.values}
+    [counted] = client.execute(counts, values)
+    places = [place for (one,) in client.execute(query, values) for place in one]
+    return Totals(*counted), _whole(client, places)
+
+
+def _whole(client: Client, places: Sequence[tuple[str, int]]) -> Iterator[Row]:
+    query = (
+        f"SELECT {_SELECTED}, patients FROM audit_log"
+        " WHERE (origin, index) IN (SELECT origin, index FROM places) ORDER BY origin, index"
+    )
+    for begin in range(0, len(places), _ASKED_AT_ONCE):
+        data = [
+            {"origin": origin, "index": index}
+            for origin, index in places[begin : begin + _ASKED_AT_ONCE]
+        ]
+        table = _table("places", "origin String, index UInt64", data)
+        for row in client.execute(query, external_tables=[table]):
+            yield dict(zip((*_COLUMNS, "tokens"), map(_text, row), strict=True))
 
 
 def _table(name: str, structure: str, data: Sequence[Mapping[str, object]]) -> dict[str, object]:

@@ -1,0 +1,314 @@
+"""The accounting of disclosures of one patient (45 CFR 164.528), over at most six years.
+
+In it is each request whose answer gave data of the patient away (one that only wrote did not), and
+what was disclosed outside (by fax, under a subpoena) and entered since. What is left out is told by
+`authz.report.purposes`, and counted. Several disclosures to one recipient for one purpose are one
+line: the first in full, how many, and the last (164.528(b)(3)).
+
+A health oversight agency or a law enforcement official may ask that disclosures to them are not
+told for a time (164.528(a)(2)). While a suspension is in force, nothing in an accounting shows
+them, nor that there is one.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from authz.record import Record, clean, details_of, notice, place_of
+from authz.report.completeness import Completeness, section
+from authz.report.document import Document, Row, Section, date, lines
+from authz.report.lookup import Request
+from authz.report.people import Person
+from authz.report.purposes import LeftOut, in_words, left_out
+from authz.store.lookups import Window
+
+ENTERED, SUSPENDED = "disclosure_entered", "accounting_suspended"
+YEARS = 6
+ORAL_DAYS = 30
+"""How long a suspension that was asked for by word of mouth lasts at most."""
+_FAILED = 400  # of an HTTP status
+_WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Disclosure:
+    """Data of the patient that somebody got. Times are microseconds since the epoch, UTC."""
+
+    time: int
+    recipient: str
+    address: str
+    description: str
+    purpose: str
+    """A v3-ActReason code, or other text."""
+    entered: bool
+    """By hand, since it was made outside."""
+    records: tuple[str, ...]
+    known_as: tuple[str, ...] = ()
+    """Other names that the recipient goes by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A line of the accounting: the first of `count` disclosures to one recipient for one purpose,
+    and when the last was."""
+
+    first: Disclosure
+    count: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Suspension:
+    """Disclosures to `agency` are not told before `until`; entered at `since`."""
+
+    agency: str
+    since: int
+    until: int
+    oral: bool
+    by: str
+    reason: str
+    record: str
+
+    def covers(self, disclosure: Disclosure) -> bool:
+        """Whether it was to the agency: its name is in the recipient's, word by word."""
+        agency = _words(self.agency)
+        return any(agency in _words(one) for one in (disclosure.recipient, *disclosure.known_as))
+
+
+@dataclass(frozen=True, slots=True)
+class Accounting:
+    listed: tuple[Listed, ...]
+    left_out: Mapping[LeftOut, int]
+    """How many disclosures, by why."""
+    suspensions: tuple[Suspension, ...] = ()
+    """Those in force. For the operator only, as is the next."""
+    suspended: tuple[Listed, ...] = ()
+
+
+def entered(
+    tokens: Sequence[str], by: str, why: str, time_us: int, details: Mapping[str, object]
+) -> Record:
+    """Says that data of a patient was disclosed outside; `details` are `recipient`, `address`,
+    `description`, `purpose` and `date` (microseconds)."""
+    return _said(ENTERED, tokens, by, why, time_us, details)
+
+
+def suspended(
+    tokens: Sequence[str], by: str, why: str, time_us: int, details: Mapping[str, object]
+) -> Record:
+    """Says that disclosures to an agency are not to be told; `details` are `agency`, `until`
+    (microseconds) and `oral`."""
+    return _said(SUSPENDED, tokens, by, why, time_us, details)
+
+
+def _said(
+    event: str, tokens: Sequence[str], by: str, why: str, time_us: int,
+    details: Mapping[str, object],
+) -> Record:  # fmt: skip
+    told = notice(event, time_us, {**details, "by": by})
+    return told | clean({"subject": by, "reason": why, "patients": list(tokens)})
+
+
+def earliest(now_us: int) -> int:
+    """The first moment of the day six years before `now_us`."""
+    now = datetime.fromtimestamp(now_us // 1_000_000, UTC)
+    day = min(now.day, 28) if now.month == 2 else now.day  # 29 February has no such day
+    at = datetime(now.year - YEARS, now.month, day, tzinfo=UTC)
+    return int(at.timestamp()) * 1_000_000
+
+
+def account(
+    requests: Iterable[Request], notices: Iterable[Record], people: Mapping[str, Person],
+    window: Window, now_us: int, *, summarise: bool = True,
+) -> Accounting:  # fmt: skip
+    """The accounting of what `requests` gave away and `notices` say, in the order of their first
+    disclosure. `people` are the requests' by subject."""
+    said = list(notices)
+    in_force = tuple(one for one in _suspensions(said) if now_us < one.until)
+    # Those of requests are of the window already, by the receiver's clock: the told time may be
+    # anything.
+    made = [_logged(one, people) for one in requests if gave_away(one)]
+    first, end = window.since_us or 0, now_us + 1 if window.until_us is None else window.until_us
+    made += [one for one in map(_entered, said) if one and first <= one.time < end]
+    told: list[Disclosure] = []
+    hidden: list[Disclosure] = []
+    counted: Counter[LeftOut] = Counter()
+    for one in made:
+        if any(suspension.covers(one) for suspension in in_force):
+            hidden.append(one)
+        elif why := left_out(one.purpose):
+            counted[why] += 1
+        else:
+            told.append(one)
+    return Accounting(
+        _listed(told, summarise=summarise), dict(sorted(counted.items())), in_force,
+        _listed(hidden, summarise=summarise),
+    )  # fmt: skip
+
+
+def gave_away(request: Request) -> bool:
+    """Whether somebody got data of the patient: an answer held it, or a request that reads named
+    the patient, and was answered and not refused."""
+    if "answer" in request.known:
+        return True
+    refused = request.outcome in ("denied", "rejected") or request.status >= _FAILED
+    return request.answered and not refused and request.doing in ("read", "search", "execute")
+
+
+def _logged(request: Request, people: Mapping[str, Person]) -> Disclosure:
+    person = people.get(request.subject, Person(request.subject))
+    who = person.shown or f"(not identified) from {request.source_ip}"
+    roles = f", {', '.join(request.roles)}" if request.roles else ""
+    what = request.resource_type or "records"
+    how = {"read": "read", "search": "found by a search"}.get(request.doing, request.doing)
+    return Disclosure(
+        request.time, who + roles, person.address, f"{what} ({how})", request.purpose,
+        entered=False, records=request.records,
+        known_as=tuple(filter(None, (request.subject, request.tenant))),
+    )  # fmt: skip
+
+
+def _entered(record: Record) -> Disclosure | None:
+    if record.get("event") != ENTERED:
+        return None
+    details = details_of(record)
+
+    def told(name: str) -> str:
+        value = details.get(name)
+        return value if isinstance(value, str) else ""
+
+    at = details.get("date")
+    if not isinstance(at, int) or not told("recipient"):
+        return None  # not by `entered`
+    return Disclosure(
+        at, told("recipient"), told("address"), told("description"), told("purpose"),
+        entered=True, records=(place_of(record),),
+    )  # fmt: skip
+
+
+def _suspensions(notices: Iterable[Record]) -> list[Suspension]:
+    """For each agency the one that was entered last."""
+    found: dict[str, Suspension] = {}
+    for record in notices:
+        told = details_of(record)
+        agency, until = told.get("agency"), told.get("until")
+        if record.get("event") != SUSPENDED or not isinstance(agency, str) or not agency:
+            continue
+        since = record.get("sealed_at") or record.get("time") or 0
+        found[_words(agency)] = Suspension(
+            agency, since if isinstance(since, int) else 0, until if isinstance(until, int) else 0,
+            bool(told.get("oral")), str(told.get("by", "")), str(record.get("reason", "")),
+            place_of(record),
+        )  # fmt: skip
+    return list(found.values())
+
+
+def _listed(disclosures: Iterable[Disclosure], *, summarise: bool) -> tuple[Listed, ...]:
+    groups: dict[object, list[Disclosure]] = {}
+    for number, one in enumerate(disclosures):
+        whom = one.known_as[:1] or (_words(one.recipient),)
+        key = (whom, _words(one.purpose)) if summarise else number
+        groups.setdefault(key, []).append(one)
+    found = []
+    for group in groups.values():
+        group.sort(key=lambda one: one.time)
+        found.append(Listed(group[0], len(group), group[-1].time))
+    return tuple(sorted(found, key=lambda one: (one.first.time, one.first.records)))
+
+
+def _words(text: str) -> str:
+    """As names are compared: whole words, whatever stands between them."""
+    return f" {' '.join(_WORD.findall(text.casefold()))} "
+
+
+def to_json(found: Accounting, *, with_suspended: bool) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "disclosures": [asdict(one) for one in found.listed],
+        "left_out": dict(found.left_out),
+    }
+    if with_suspended:
+        told["suspensions"] = [asdict(one) for one in found.suspensions]
+        told["suspended"] = [asdict(one) for one in found.suspended]
+    return told
+
+
+_LEFT_OUT: Mapping[LeftOut, str] = {
+    "treatment": "for treatment",
+    "payment": "for payment",
+    "operations": "for health-care operations",
+    "patient": "to the patient",
+}
+_COLUMNS = ("date (UTC)", "recipient and address", "what was disclosed", "purpose")
+
+
+def document(
+    found: Accounting, rests_on: Completeness, about: Sequence[tuple[str, str]], issuer: str, *,
+    with_suspended: bool,
+) -> Document:  # fmt: skip
+    """What is given to the patient; `with_suspended`, what is not."""
+    number = sum(one.count for one in found.listed)
+    told = [f"{times:,} {_LEFT_OUT[why]}" for why, times in found.left_out.items()]
+    out = (
+        "Left out, as the rule says, are disclosures for treatment, payment and health-care"
+        f" operations, and to the patients themselves: {', '.join(told) or 'none'}."
+    )
+    sections = [
+        Section(
+            f"Disclosures: {number:,}",
+            _COLUMNS,
+            tuple(map(_row, found.listed)),
+            empty="There was none that is to be accounted for in this time.",
+        )
+    ]
+    if with_suspended:
+        sections += _internal(found)
+    return Document(
+        "Accounting of disclosures",
+        tuple(about),
+        (*sections, section(rests_on)),
+        notes=(
+            (
+                "Disclosures of your health information in this time, as 45 CFR 164.528 asks."
+                " Several to one recipient for one purpose are one line."
+            ),
+            out,
+        ),
+        issuer=issuer,
+        marking="INTERNAL: holds suspended disclosures; not for the patient"
+        if with_suspended
+        else "",
+    )
+
+
+def _internal(found: Accounting) -> list[Section]:
+    suspensions = tuple(
+        (one.agency, f"{date(one.since)} to {date(one.until)}", "oral" if one.oral else "written",
+         lines(one.by, one.reason, one.record))
+        for one in found.suspensions
+    )  # fmt: skip
+    return [
+        Section(
+            "Suspensions in force", ("agency", "from, until", "statement", "entered by"),
+            suspensions, empty="None.",
+        ),
+        Section(
+            "Suspended: not to be told to the patient", _COLUMNS,
+            tuple(map(_row, found.suspended)), empty="None.",
+        ),
+    ]  # fmt: skip
+
+
+def _row(one: Listed) -> Row:
+    first = one.first
+    when = date(first.time)
+    if one.count > 1:
+        when = lines(f"first {when}", f"{one.count:,} times", f"last {date(one.last)}")
+    return (
+        when,
+        lines(first.recipient, first.address or "(address not known)"),
+        first.description,
+        in_words(first.purpose) or "(not stated)",
+    )

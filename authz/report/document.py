@@ -1,0 +1,52 @@
+"""A report as people read it, on whatever: a title, what it is about, and tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A table. A cell may have several lines; `notes` stand above it, `empty` in its place."""
+
+    title: str
+    columns: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = ()
+    notes: tuple[str, ...] = ()
+    empty: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A report. All of it is plain text, whatever it looks like."""
+
+    title: str
+    about: tuple[tuple[str, str], ...]
+    """What it is about: names and values."""
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...] = ()
+    issuer: str = ""
+    marking: str = ""
+    """Who may not see it, at the head of each page."""
+
+
+def date(time_us: int) -> str:
+    """The day of a time, UTC."""
+    return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d")
+
+
+def lines(*parts: str) -> str:
+    """A cell of those that are not empty."""
+    return "\n".join(filter(None, parts))
+
+
+def count(number: int, one: str, more: str) -> str:
+    return f"{number:,} {one if number == 1 else more}"
+
+
+def listed(words: Sequence[str], most: int) -> str:
+    """The first `most` of them."""
+    more = len(words) - most
+    return ", ".join(words[:most]) + (f" and {more} more" if more > 0 else "")

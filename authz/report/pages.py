@@ -1,0 +1,53 @@
+"""A report as HTML and as PDF. Whatever stands in a record stays text: the template escapes all of
+it, and nothing is loaded from anywhere."""
+
+from typing import Any, NoReturn
+
+import jinja2
+
+from authz.errors import UsageError
+from authz.record.shown import printable
+from authz.report.document import Document
+
+_MISSING = (
+    "--pdf: WeasyPrint is missing; install the extra: pip install 'authz[reports]', and Pango"
+    " (Debian: libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0)"
+)
+
+
+def html(document: Document) -> str:
+    """One page, complete in itself."""
+    pages = jinja2.Environment(
+        loader=jinja2.PackageLoader("authz.report"), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    pages.filters["text"] = _text
+    return pages.get_template("report.html").render(document=document)
+
+
+def pdf(document: Document) -> bytes:
+    """The same, paged. Raises `UsageError` where WeasyPrint is missing."""
+    made: bytes = _weasyprint().HTML(string=html(document), url_fetcher=_refuse).write_pdf()
+    return made
+
+
+def check_pdf() -> None:
+    """Raises `UsageError` unless PDFs can be made here."""
+    _weasyprint()
+
+
+def _weasyprint() -> Any:
+    try:
+        import weasyprint  # noqa: PLC0415 - in the extra `reports`, and slow
+    except (ImportError, OSError):  # OSError: a library of Pango's is missing
+        raise UsageError(_MISSING) from None
+    return weasyprint
+
+
+def _refuse(url: str, *_: object, **__: object) -> NoReturn:
+    raise ValueError(f"a report loads nothing: {url[:40]}")
+
+
+def _text(value: str) -> str:
+    """Line by line as it is, but for what a reader would not see or would see in another order."""
+    return "\n".join(map(printable, value.split("\n")))
