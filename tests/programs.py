@@ -15,6 +15,9 @@ from typing import TypeVar
 
 import pytest
 
+from authz.errors import UsageError
+from authz.report.pages import check_pdf
+
 CHECKOUT = Path(__file__).parents[1]
 AUTHZ = [sys.executable, "-m", "authz"]
 
@@ -106,3 +109,13 @@ def program(name: str, package: str) -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return found
+
+
+def makes_pdfs() -> None:
+    """Where PDFs cannot be made the test is skipped, and in CI that is a failure."""
+    try:
+        check_pdf()
+    except UsageError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))

@@ -27,6 +27,7 @@ from authz.cli.report_made import (
 from authz.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
+    from authz.report.document import Cell
     from authz.report.lookup import Lookup
     from authz.store.client import Client
 
@@ -339,8 +340,9 @@ def _could_tell(found: "Lookup") -> None:
         )
 
 
-def _person(client: "Client", subject: str, file: Path | None) -> str:
+def _person(client: "Client", subject: str, file: Path | None) -> "Cell":
+    from authz.report.document import lines
     from authz.report.people import people
 
     person = people(client, [subject], file)[subject]
-    return "\n".join(filter(None, (person.shown, person.role, person.department, person.status)))
+    return lines(person.shown, person.role, person.department, person.status)

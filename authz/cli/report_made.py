@@ -15,7 +15,7 @@ from rich.text import Text
 from authz import config
 from authz.cli.app import given
 from authz.cli.block import as_given, record_all, user
-from authz.cli.lookup import keys_of, printable
+from authz.cli.lookup import keys_of
 from authz.cli.times import moment, shown
 from authz.errors import UsageError
 from authz.files import replace_file
@@ -24,7 +24,7 @@ from authz.record.privacy import PrivacyKey
 
 if TYPE_CHECKING:
     from authz.report.completeness import Completeness, Verdict
-    from authz.report.document import Document
+    from authz.report.document import Cell, Document
     from authz.store.client import Client
     from authz.store.lookups import Window
 
@@ -69,7 +69,7 @@ class Asked:
     """What else was asked, for the record of the look."""
 
     @property
-    def about(self) -> list[tuple[str, str]]:
+    def about(self) -> "list[tuple[str, Cell]]":
         """Of what time, when and by whom: the end of a report's head."""
         since, until = self.window.since_us, self.window.until_us
         first = shown(since) if since else "the beginning"
@@ -209,31 +209,29 @@ def recorded(
 
 def show(document: "Document", console: Console) -> None:
     """A report on a terminal."""
+    from authz.report.document import cell_text as plain
+
     if document.marking:
-        console.print(Text(_plain(document.marking), "bold red"))
-    console.print(Text(_plain(document.title), "bold"))
+        console.print(Text(plain(document.marking), "bold red"))
+    console.print(Text(plain(document.title), "bold"))
     for name, value in document.about:
-        console.print(Text.assemble((f"{_plain(name)}: ", "dim"), _plain(value)))
+        console.print(Text.assemble((f"{plain(name)}: ", "dim"), plain(value)))
     for note in document.notes:
-        console.print(Text(_plain(note)))
+        console.print(Text(plain(note)))
     for section in document.sections:
         console.print()
-        console.print(Text(_plain(section.title), "bold"))
+        console.print(Text(plain(section.title), "bold"))
         for note in section.notes:
-            console.print(Text(_plain(note), "dim"))
+            console.print(Text(plain(note), "dim"))
         if not section.rows:
-            console.print(Text(_plain(section.empty)))
+            console.print(Text(plain(section.empty)))
             continue
         table = Table(show_lines=True)
         for column in section.columns:
-            table.add_column(Text(_plain(column)), overflow="fold")
+            table.add_column(Text(plain(column)), overflow="fold")
         for row in section.rows:
-            table.add_row(*(Text(_plain(cell)) for cell in row))
+            table.add_row(*(Text(plain(cell)) for cell in row))
         console.print(table)
-
-
-def _plain(text: str) -> str:
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def _write(option: str, path: Path, data: bytes) -> None:

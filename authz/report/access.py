@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from authz.record.shown import shown
 from authz.report.completeness import Completeness, section
-from authz.report.document import Document, Row, Section, count, date, lines
+from authz.report.document import Cell, Document, Row, Section, count, date, lines
 from authz.report.explained import Explanation
 from authz.report.lookup import Lookup, Request
 from authz.report.people import Person
@@ -13,7 +13,7 @@ from authz.report.purposes import in_words
 
 def document(
     found: Lookup, people: Mapping[str, Person], rests_on: Completeness,
-    about: Sequence[tuple[str, str]], issuer: str,
+    about: Sequence[tuple[str, Cell]], issuer: str,
 ) -> Document:  # fmt: skip
     notes = [
         (
@@ -79,7 +79,7 @@ def _summary(
     return (*row, f"{unknown:,}" if subject else "") if explains else row
 
 
-def who(request: Request, people: Mapping[str, Person]) -> str:
+def who(request: Request, people: Mapping[str, Person]) -> Cell:
     """Name, subject, the roles that the decision confirmed, and where they work."""
     person = people.get(request.subject, Person(request.subject))
     return lines(person.shown or "(nobody identified)", ", ".join(request.roles), person.department)

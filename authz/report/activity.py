@@ -7,7 +7,7 @@ from typing import Any
 
 from authz.report.access import operation
 from authz.report.completeness import Completeness, section
-from authz.report.document import Document, Section, count, listed
+from authz.report.document import Cell, Document, Section, count, listed
 from authz.report.lookup import Request, fold
 from authz.report.people import Patient, Person
 from authz.report.purposes import in_words
@@ -52,7 +52,7 @@ def activity(client: Client, subject: str, window: Window, limit: int) -> Activi
 
 def document(
     found: Activity, people: Mapping[str, Person], patients: Mapping[str, Patient],
-    rests_on: Completeness, about: Sequence[tuple[str, str]], issuer: str,
+    rests_on: Completeness, about: Sequence[tuple[str, Cell]], issuer: str,
 ) -> Document:  # fmt: skip
     """`patients` are those whose identifiers are known, by token."""
     notes = [

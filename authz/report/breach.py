@@ -11,7 +11,7 @@ from typing import Any
 
 from authz.record.shown import shown
 from authz.report.completeness import Completeness, section
-from authz.report.document import Document, Row, Section, count, lines, listed
+from authz.report.document import Cell, Document, Row, Section, count, lines, listed
 from authz.report.people import Patient
 from authz.store.reports import Affected, Attempts
 
@@ -82,7 +82,7 @@ def _all(own: Sequence[Affected], name: str) -> tuple[str, ...]:
 
 
 def document(
-    found: Breach, rests_on: Completeness, about: Sequence[tuple[str, str]], issuer: str, *,
+    found: Breach, rests_on: Completeness, about: Sequence[tuple[str, Cell]], issuer: str, *,
     asked: bool,
 ) -> Document:  # fmt: skip
     """`asked`: identifiers were given to tell patients by."""

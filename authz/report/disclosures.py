@@ -19,7 +19,7 @@ from typing import Any
 
 from authz.record import Record, clean, details_of, notice, place_of
 from authz.report.completeness import Completeness, section
-from authz.report.document import Document, Row, Section, date, lines
+from authz.report.document import Cell, Document, Row, Section, date, lines
 from authz.report.lookup import Request
 from authz.report.people import Person
 from authz.report.purposes import LeftOut, in_words, left_out
@@ -245,7 +245,7 @@ _COLUMNS = ("date (UTC)", "recipient and address", "what was disclosed", "purpos
 
 
 def document(
-    found: Accounting, rests_on: Completeness, about: Sequence[tuple[str, str]], issuer: str, *,
+    found: Accounting, rests_on: Completeness, about: Sequence[tuple[str, Cell]], issuer: str, *,
     with_suspended: bool,
 ) -> Document:  # fmt: skip
     """What is given to the patient; `with_suspended`, what is not."""

@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-Row = tuple[str, ...]
+from authz.record.shown import printable
+
+Cell = str | tuple[str, ...]
+"""One line of text, or several. A break within a line is shown escaped: so nothing that stands in a
+record looks like a line of ours."""
+Row = tuple[Cell, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table. A cell may have several lines; `notes` stand above it, `empty` in its place."""
+    """A table; `notes` stand above it, `empty` in its place."""
 
     title: str
     columns: tuple[str, ...] = ()
@@ -23,7 +28,7 @@ class Document:
     """A report. All of it is plain text, whatever it looks like."""
 
     title: str
-    about: tuple[tuple[str, str], ...]
+    about: tuple[tuple[str, Cell], ...]
     """What it is about: names and values."""
     sections: tuple[Section, ...]
     notes: tuple[str, ...] = ()
@@ -37,9 +42,14 @@ def date(time_us: int) -> str:
     return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d")
 
 
-def lines(*parts: str) -> str:
+def lines(*parts: str) -> Cell:
     """A cell of those that are not empty."""
-    return "\n".join(filter(None, parts))
+    return tuple(filter(None, parts))
+
+
+def cell_text(cell: Cell) -> str:
+    """What a cell looks like: nothing that a reader would not see, or see in another order."""
+    return "\n".join(map(printable, (cell,) if isinstance(cell, str) else cell))
 
 
 def count(number: int, one: str, more: str) -> str:

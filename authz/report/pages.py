@@ -6,8 +6,7 @@ from typing import Any, NoReturn
 import jinja2
 
 from authz.errors import UsageError
-from authz.record.shown import printable
-from authz.report.document import Document
+from authz.report.document import Document, cell_text
 
 _MISSING = (
     "--pdf: WeasyPrint is missing; install the extra: pip install 'authz[reports]', and Pango"
@@ -21,7 +20,7 @@ def html(document: Document) -> str:
         loader=jinja2.PackageLoader("authz.report"), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    pages.filters["text"] = _text
+    pages.filters["text"] = cell_text
     return pages.get_template("report.html").render(document=document)
 
 
@@ -46,8 +45,3 @@ def _weasyprint() -> Any:
 
 def _refuse(url: str, *_: object, **__: object) -> NoReturn:
     raise ValueError(f"a report loads nothing: {url[:40]}")
-
-
-def _text(value: str) -> str:
-    """Line by line as it is, but for what a reader would not see or would see in another order."""
-    return "\n".join(map(printable, value.split("\n")))

@@ -13,7 +13,7 @@ from authz.record import Record, details_of, place_of
 from authz.record.shown import shown
 from authz.report import findings
 from authz.report.completeness import Completeness, section
-from authz.report.document import Document, Section, count, date, lines
+from authz.report.document import Cell, Document, Section, count, date, lines
 from authz.report.findings import Finding
 from authz.report.messages import SUMMARIES
 from authz.report.purposes import in_words
@@ -129,7 +129,7 @@ def _days(notices: Sequence[Record]) -> list[Day]:
 
 
 def document(
-    found: Periodic, rests_on: Completeness, about: Sequence[tuple[str, str]], issuer: str
+    found: Periodic, rests_on: Completeness, about: Sequence[tuple[str, Cell]], issuer: str
 ) -> Document:
     return Document(
         "Periodic review", tuple(about),

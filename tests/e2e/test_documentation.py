@@ -17,7 +17,18 @@ import grpc
 import pytest
 import yaml
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
-from programs import AUTHZ, CHECKOUT, World, free_port, listens, program, run, until, world
+from programs import (
+    AUTHZ,
+    CHECKOUT,
+    World,
+    free_port,
+    listens,
+    makes_pdfs,
+    program,
+    run,
+    until,
+    world,
+)
 
 from authz.config import Config
 from authz.record import FIELDS
@@ -230,6 +241,8 @@ def test_commands(parts, checked, tmp_path, block, request):
     if "authz policy" in block.text:
         opa = Path(request.getfixturevalue("opa"))
         environment["PATH"] += f"{os.pathsep}{opa.parent}"
+    if "--pdf" in block.text:
+        makes_pdfs()
     if "go build" in block.text:
         program("go", "golang")
         (tmp_path / "tests").symlink_to(CHECKOUT / "tests")
