@@ -114,8 +114,7 @@ def disclosures(
             raise UnavailableError(f"there are more than {_ALL:,} requests; give a later --since")
         if not said:
             _could_tell(found)
-        used = {one.policy_revision for one in found.requests if accounting.gave_away(one)}
-        rests_on = report.rests_on(client, sorted(used), found.other_keys)
+        rests_on = report.rests_on(client, sorted(told.policies), found.other_keys)
         document = accounting.document(
             told, rests_on, [*_whom(identifier, name), *report.about], issuer,
             with_suspended=with_suspended,
@@ -136,6 +135,10 @@ def patient_(
     since: Since = None,
     until: Until = None,
     limit: Limit = 10_000,
+    for_patient: Annotated[
+        bool,
+        typer.Option("--for-patient", help="Without what is suspended: to be given to them."),
+    ] = False,
     people: People = None,
     issuer: Issuer = "",
     trust: Trust = None,
@@ -152,12 +155,15 @@ def patient_(
     from dataclasses import asdict
 
     from authz.report import access
+    from authz.report import disclosures as accounting
     from authz.report.people import people as known_people
+    from authz.store import reports
+    from authz.store.lookups import EVER
 
     report = asked(
         "patient", file=file, store=store, receiver=receiver, data_dir=data_dir, reason=reason,
         purpose=purpose, since=since, until=until, privacy_key=privacy_key, trust=trust,
-        as_json=as_json, html=html, pdf=pdf, issuer=issuer, details={"limit": limit},
+        as_json=as_json, html=html, pdf=pdf, issuer=issuer, details={"limit": limit, "for_patient": for_patient},
     )  # fmt: skip
     identifier, tokens, key_id = _one(report, patient)
 
@@ -166,11 +172,15 @@ def patient_(
         found = _seen(client, report, tokens, limit)
         _could_tell(found)
         known = known_people(client, {one.subject for one in found.requests}, people)
+        said = reports.notices(client, [accounting.SUSPENDED], EVER, tokens)
+        kept = accounting.without_suspended(found, said, known, report.now_us)
+        marking = "" if for_patient or kept is found else accounting.INTERNAL
+        found = kept if for_patient else found
+        known = {one.subject: known[one.subject] for one in found.requests if one.subject}
         used = {one.policy_revision for one in found.requests}
         rests_on = report.rests_on(client, sorted(used), found.other_keys)
-        document = access.document(
-            found, known, rests_on, [*_whom(identifier, name), *report.about], issuer
-        )
+        head = [*_whom(identifier, name), *report.about]
+        document = access.document(found, known, rests_on, head, issuer, marking)
         told = found.to_json() | {"known": [asdict(one) for one in known.values()]}
         report.give(document, told, rests_on, looked)
 

@@ -13,7 +13,7 @@ from authz.report.purposes import in_words
 
 def document(
     found: Lookup, people: Mapping[str, Person], rests_on: Completeness,
-    about: Sequence[tuple[str, Cell]], issuer: str,
+    about: Sequence[tuple[str, Cell]], issuer: str, marking: str = "",
 ) -> Document:  # fmt: skip
     notes = [
         (
@@ -56,6 +56,7 @@ def document(
         ),
         notes=tuple(notes),
         issuer=issuer,
+        marking=marking,
     )
 
 

@@ -13,14 +13,14 @@ them, nor that there is one.
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from authz.record import Record, clean, details_of, notice, place_of
 from authz.report.completeness import Completeness, section
 from authz.report.document import Cell, Document, Row, Section, date, lines
-from authz.report.lookup import Request
+from authz.report.lookup import Lookup, Request
 from authz.report.people import Person
 from authz.report.purposes import LeftOut, in_words, left_out
 from authz.store.lookups import Window
@@ -29,6 +29,7 @@ ENTERED, SUSPENDED = "disclosure_entered", "accounting_suspended"
 YEARS = 6
 ORAL_DAYS = 30
 """How long a suspension that was asked for by word of mouth lasts at most."""
+INTERNAL = "INTERNAL: holds suspended disclosures; not for the patient"
 _FAILED = 400  # of an HTTP status
 _WORD = re.compile(r"[^\W_]+")
 
@@ -46,8 +47,10 @@ class Disclosure:
     entered: bool
     """By hand, since it was made outside."""
     records: tuple[str, ...]
-    known_as: tuple[str, ...] = ()
-    """Other names that the recipient goes by."""
+    known_as: tuple[str, str] = ("", "")
+    """The recipient's subject and tenant in the log."""
+    policy: str = ""
+    """The revision of the policy that decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ class Accounting:
     listed: tuple[Listed, ...]
     left_out: Mapping[LeftOut, int]
     """How many disclosures, by why."""
+    policies: frozenset[str] = frozenset()
+    """The revisions of the policies that decided on all of these."""
     suspensions: tuple[Suspension, ...] = ()
     """Those in force. For the operator only, as is the next."""
     suspended: tuple[Listed, ...] = ()
@@ -136,16 +141,38 @@ def account(
     told: list[Disclosure] = []
     hidden: list[Disclosure] = []
     counted: Counter[LeftOut] = Counter()
+    policies = set[str]()
     for one in made:
         if any(suspension.covers(one) for suspension in in_force):
             hidden.append(one)
-        elif why := left_out(one.purpose):
+            continue
+        policies.add(one.policy)
+        if why := left_out(one.purpose):
             counted[why] += 1
         else:
             told.append(one)
     return Accounting(
-        _listed(told, summarise=summarise), dict(sorted(counted.items())), in_force,
-        _listed(hidden, summarise=summarise),
+        _listed(told, summarise=summarise), dict(sorted(counted.items())),
+        frozenset(policies - {""}), in_force, _listed(hidden, summarise=summarise),
+    )  # fmt: skip
+
+
+def without_suspended(
+    found: Lookup, notices: Iterable[Record], people: Mapping[str, Person], now_us: int
+) -> Lookup:
+    """What may be told to the patient of `found` while suspensions are in force."""
+    in_force = [one for one in _suspensions(notices) if now_us < one.until]
+    kept = tuple(
+        request for request in found.requests
+        if not any(one.covers(_logged(request, people)) for one in in_force)
+    )  # fmt: skip
+    if len(kept) == len(found.requests):
+        return found
+    return replace(
+        found, requests=kept, total=len(kept) + found.more,
+        people=len({one.subject for one in kept} - {""}),
+        denied=sum(one.outcome in ("denied", "rejected") for one in kept),
+        first=kept[0].time if kept else 0, last=kept[-1].time if kept else 0,
     )  # fmt: skip
 
 
@@ -167,7 +194,7 @@ def _logged(request: Request, people: Mapping[str, Person]) -> Disclosure:
     return Disclosure(
         request.time, who + roles, person.address, f"{what} ({how})", request.purpose,
         entered=False, records=request.records,
-        known_as=tuple(filter(None, (request.subject, request.tenant))),
+        known_as=(request.subject, request.tenant), policy=request.policy_revision,
     )  # fmt: skip
 
 
@@ -209,7 +236,7 @@ def _suspensions(notices: Iterable[Record]) -> list[Suspension]:
 def _listed(disclosures: Iterable[Disclosure], *, summarise: bool) -> tuple[Listed, ...]:
     groups: dict[object, list[Disclosure]] = {}
     for number, one in enumerate(disclosures):
-        whom = one.known_as[:1] or (_words(one.recipient),)
+        whom = one.known_as if one.known_as[0] else _words(one.recipient)
         key = (whom, _words(one.purpose)) if summarise else number
         groups.setdefault(key, []).append(one)
     found = []
@@ -277,9 +304,7 @@ def document(
             out,
         ),
         issuer=issuer,
-        marking="INTERNAL: holds suspended disclosures; not for the patient"
-        if with_suspended
-        else "",
+        marking=INTERNAL if with_suspended else "",
     )
 
 

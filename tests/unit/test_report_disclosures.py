@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_lookup_shown import NOW, REQUEST
+from test_lookup_shown import FOUND, NOW, REQUEST
 
 from authz.report.completeness import Completeness
 from authz.report.disclosures import (
@@ -18,6 +18,7 @@ from authz.report.disclosures import (
     gave_away,
     suspended,
     to_json,
+    without_suspended,
 )
 from authz.report.people import Person
 from authz.report.purposes import LEFT_OUT, in_words
@@ -202,6 +203,15 @@ def test_suspended(agency, hidden, left):
     assert "INTERNAL" in internal
     after = accounted([request()], notices, now=NOW + 1)
     assert {one.first.recipient for one in after.listed} == {hidden, left}
+
+
+def test_the_access_report_for_the_patient():
+    """Neither a request of the agency's nor its part of the counts is in what the patient gets."""
+    requests = (request(), request(1, subject="det.moss", tenant="Riverside Police"))
+    found = replace(FOUND, requests=requests, total=2, people=2)
+    kept = without_suspended(found, [suspension("Riverside Police", NOW + 1)], {}, NOW)
+    assert (kept.requests, kept.total, kept.people) == (requests[:1], 1, 1)
+    assert without_suspended(found, [suspension("Riverside Police", NOW)], {}, NOW) is found
 
 
 def test_suspended_says_nothing_in_counts():
