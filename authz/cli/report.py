@@ -163,7 +163,8 @@ def patient_(
     report = asked(
         "patient", file=file, store=store, receiver=receiver, data_dir=data_dir, reason=reason,
         purpose=purpose, since=since, until=until, privacy_key=privacy_key, trust=trust,
-        as_json=as_json, html=html, pdf=pdf, issuer=issuer, details={"limit": limit, "for_patient": for_patient},
+        as_json=as_json, html=html, pdf=pdf, issuer=issuer,
+        details={"limit": limit, "for_patient": for_patient},
     )  # fmt: skip
     identifier, tokens, key_id = _one(report, patient)
 
