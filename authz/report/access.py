@@ -29,7 +29,7 @@ def document(
     by_person: dict[str, list[Request]] = {}
     for request in found.requests:
         by_person.setdefault(request.subject, []).append(request)
-    columns = ("who", "requests", "first, last (UTC)", "outcome")
+    columns: tuple[str, ...] = ("who", "requests", "first, last (UTC)", "outcome")
     columns += ("no known reason",) if found.feeds else ()
     summary = tuple(
         _summary(subject, own, people, explains=bool(found.feeds))

@@ -134,7 +134,7 @@ def document(
 _COLUMNS = ("first, last (UTC)", "requests", "what", "known by")
 
 
-def _named(one: Concerned) -> str:
+def _named(one: Concerned) -> Cell:
     assert one.patient
     return lines(one.patient.identifier, one.patient.name, one.patient.address)
 

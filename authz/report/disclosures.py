@@ -328,9 +328,9 @@ def _internal(found: Accounting) -> list[Section]:
 
 def _row(one: Listed) -> Row:
     first = one.first
-    when = date(first.time)
+    when = lines(date(first.time))
     if one.count > 1:
-        when = lines(f"first {when}", f"{one.count:,} times", f"last {date(one.last)}")
+        when = lines(f"first {when[0]}", f"{one.count:,} times", f"last {date(one.last)}")
     return (
         when,
         lines(first.recipient, first.address or "(address not known)"),

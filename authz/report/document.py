@@ -42,7 +42,7 @@ def date(time_us: int) -> str:
     return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d")
 
 
-def lines(*parts: str) -> Cell:
+def lines(*parts: str) -> tuple[str, ...]:
     """A cell of those that are not empty."""
     return tuple(filter(None, parts))
 

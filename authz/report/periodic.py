@@ -122,9 +122,11 @@ def _days(notices: Sequence[Record]) -> list[Day]:
     days: dict[str, Day] = {}
     for record in notices:
         told = details_of(record)
-        numbers = [told.get(name) for name in ("people", "charts", "unexplained")]
-        if isinstance(told.get("date"), str) and all(type(one) is int for one in numbers):
-            days[told["date"]] = Day(told["date"], *numbers)
+        day = told.get("date")
+        values = (told.get(name) for name in ("people", "charts", "unexplained"))
+        numbers = [value for value in values if isinstance(value, int)]
+        if isinstance(day, str) and len(numbers) == 3:
+            days[day] = Day(day, *numbers)
     return [days[one] for one in sorted(days)]
 
 
@@ -185,13 +187,13 @@ def _emergencies(found: Periodic) -> list[Section]:
     rows = []
     for use in found.uses:
         review = found.reviews.get(use.id)
-        said = ("not reviewed",)
+        said = lines("not reviewed")
         if review:
             verdict = review.verdict.replace("_", " ")
-            said = (f"{verdict}, by {review.by} {date(review.time)}", review.reason)
+            said = lines(f"{verdict}, by {review.by} {date(review.time)}", review.reason)
         rows.append((
             lines(shown(use.time), use.id), lines(use.subject, ", ".join(use.roles)),
-            f"{use.method} {use.path}".strip(), use.reason, lines(*said),
+            f"{use.method} {use.path}".strip(), use.reason, said,
         ))  # fmt: skip
     waiting = len(found.uses) - len(found.reviews)
     return [

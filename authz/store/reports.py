@@ -122,8 +122,8 @@ def affected(client: Client, subject: str, window: Window) -> tuple[Attempts, li
     [counted] = client.execute(_ATTEMPTS.format(requests=requests), values)
     found = client.execute(_AFFECTED.format(requests=requests), values)
     return Attempts(*counted), [
-        Affected(_text(token), *numbers, tuple(map(_text, types)), tuple(map(_text, actions)))
-        for token, *numbers, types, actions in found
+        Affected(_text(token), *row[:-2], *(tuple(map(_text, names)) for names in row[-2:]))
+        for token, *row in found
     ]
 
 

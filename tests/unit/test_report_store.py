@@ -1,5 +1,7 @@
 """Reports on a real ClickHouse: whom a person affected, what they did, what a review rests on."""
 
+import time
+
 from test_lookup import HOUR, KEY, NOON, OLD, access, decision, disclosure, stored
 
 from authz.detect.record import DAY
@@ -159,7 +161,7 @@ def test_a_periodic_review(log):
     reviewed = notice("break_glass_reviewed", NOON, {"by": "officer", "verdict": "justified"},
                       records=["test/receiver@3"])  # fmt: skip
     stored(log, [said | {"reason": "covering for a colleague"}, reviewed | {"reason": "seen"}])
-    found = periodic(log.client, EVER, NOON, 72)
+    found = periodic(log.client, EVER, time.time_ns() // 1000, 72)
     assert (found.counts.decisions, found.counts.allowed, found.counts.people) == (5, 3, 3)
     assert found.denials == [("policy", NO["reason"], 2, 2)]
     [raised] = found.findings
