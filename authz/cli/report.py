@@ -91,7 +91,7 @@ def disclosures(
         "disclosures", file=file, store=store, receiver=receiver, data_dir=data_dir, reason=reason,
         purpose=purpose, since=since, until=until, privacy_key=privacy_key, trust=trust,
         as_json=as_json, html=html, pdf=pdf, issuer=issuer,
-        details={"with_suspended": with_suspended},
+        details={"with_suspended": with_suspended}, reads={"--people": people},
     )  # fmt: skip
     earliest = accounting.earliest(report.now_us)
     if (report.window.since_us or earliest) < earliest:
@@ -164,7 +164,7 @@ def patient_(
         "patient", file=file, store=store, receiver=receiver, data_dir=data_dir, reason=reason,
         purpose=purpose, since=since, until=until, privacy_key=privacy_key, trust=trust,
         as_json=as_json, html=html, pdf=pdf, issuer=issuer,
-        details={"limit": limit, "for_patient": for_patient},
+        details={"limit": limit, "for_patient": for_patient}, reads={"--people": people},
     )  # fmt: skip
     identifier, tokens, key_id = _one(report, patient)
 
@@ -218,6 +218,7 @@ def breach(
         purpose=purpose, since=since, until=until, privacy_key=privacy_key, trust=trust,
         as_json=as_json, html=html, pdf=pdf, issuer=issuer,
         details={"about": as_given("--subject", subject, "subject")},
+        reads={"--identifiers": identifiers, "--people": people},
     )  # fmt: skip
     keys = report.keys() if identifiers else []
 
@@ -268,6 +269,7 @@ def user(
         purpose=purpose, since=since, until=until, privacy_key=privacy_key, trust=trust,
         as_json=as_json, html=html, pdf=pdf, issuer=issuer,
         details={"about": as_given("--subject", subject, "subject"), "limit": limit},
+        reads={"--identifiers": identifiers, "--people": people},
     )  # fmt: skip
     keys = report.keys() if identifiers else []
 

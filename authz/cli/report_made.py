@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -164,8 +165,10 @@ def asked(
     data_dir: Path | None, reason: str, purpose: str = "", since: str | None, until: str | None,
     privacy_key: Path | None = None, trust: Path | None, as_json: bool, html: Path | None,
     pdf: Path | None, issuer: str, details: Mapping[str, object],
+    reads: Mapping[str, Path | None] = MappingProxyType({}),
 ) -> Asked:  # fmt: skip
-    """Raises `UsageError` for what could not be recorded, answered or written as it was meant."""
+    """`reads` are files that are read, by option. Raises `UsageError` for what could not be recorded,
+    answered or written as it was meant."""
     from authz.report import pages
     from authz.store.lookups import Window
     from authz.trust import load_trust
@@ -180,6 +183,9 @@ def asked(
     for option, path in (("--html", html), ("--pdf", pdf)):
         if path and not path.absolute().parent.is_dir():
             raise UsageError(f"{option} {path}: there is no directory {path.parent}")
+    for option, path in reads.items():
+        if path and not path.is_file():
+            raise UsageError(f"{option} {path}: there is no such file")
     if pdf:
         pages.check_pdf()
     if trust:

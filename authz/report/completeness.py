@@ -105,8 +105,8 @@ def section(found: Completeness) -> Section:
         notes.append(f"Policy revisions that decided: {', '.join(found.policies)}.")
     notes.append(
         "To check it: authz verify --store URL --trust FILE recomputes these hashes from the"
-        " records; the trust file has the logs' public keys. Each record named above is proven by"
-        " itself with authz prove."
+        " records; the trust file has the logs' public keys. Each record that a report names is"
+        " proven by itself with authz prove."
     )
     rows = tuple((log.origin, f"{log.size:,}", log.root) for log in found.logs)
     return Section(

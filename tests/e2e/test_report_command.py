@@ -14,7 +14,9 @@ from programs import AUTHZ, free_port, makes_pdfs, until, world
 from pypdf import PdfReader
 
 from authz import config
+from authz.cli import app
 from authz.demo.stack import Part
+from authz.errors import UsageError
 from authz.record.privacy import load_key
 from authz.serve import tls
 from authz.serve.tell import tell
@@ -297,9 +299,17 @@ def test_nothing_is_shown_without_a_receiver(site):
         (["suspend", "--patient", PATIENT, "--agency", "...", "--until", "3d"], "--agency: want"),
     ],
 )  # fmt: skip
-def test_wrong_usage(site, arguments, text):
-    """What could not be made as it was meant is refused, and nothing is shown."""
-    assert text in site.report(*arguments, code=2, shown="")
+def test_wrong_usage(site, arguments, text, monkeypatch, capsys):
+    """What could not be made as it was meant is refused before anything is done, and the patient is
+    not named."""
+    for name in ("AUTHZ_STORE", "AUTHZ_EXT_AUTHZ__RECEIVER"):
+        monkeypatch.setenv(name, site.environment[name])
+    monkeypatch.setenv("AUTHZ_PRIVACY__KEY", str(site.key))
+    with pytest.raises(UsageError) as refused:
+        app(["report", *arguments, "--reason", WHY], standalone_mode=False)
+    assert text in str(refused.value)
+    assert PATIENT not in str(refused.value).lower()
+    assert capsys.readouterr().out == ""
 
 
 def test_no_identifier_in_clear(site):
