@@ -167,8 +167,8 @@ def asked(
     pdf: Path | None, issuer: str, details: Mapping[str, object],
     reads: Mapping[str, Path | None] = MappingProxyType({}),
 ) -> Asked:  # fmt: skip
-    """`reads` are files that are read, by option. Raises `UsageError` for what could not be recorded,
-    answered or written as it was meant."""
+    """`reads` are files that are read, by option. Raises `UsageError` for what could not be
+    recorded, answered or written as it was meant."""
     from authz.report import pages
     from authz.store.lookups import Window
     from authz.trust import load_trust
