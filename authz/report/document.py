@@ -36,6 +36,11 @@ class Document:
     marking: str = ""
     """Who may not see it, at the head of each page."""
 
+    @property
+    def wide(self) -> bool:
+        """Whether it wants paper on its side."""
+        return any(len(section.columns) > 4 for section in self.sections)
+
 
 def date(time_us: int) -> str:
     """The day of a time, UTC."""
