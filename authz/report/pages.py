@@ -1,6 +1,7 @@
 """A report as HTML and as PDF. Whatever stands in a record stays text: the template escapes all of
 it, and nothing is loaded from anywhere."""
 
+from functools import cache
 from typing import Any, NoReturn
 
 import jinja2
@@ -16,12 +17,17 @@ _MISSING = (
 
 def html(document: Document) -> str:
     """One page, complete in itself."""
+    return _template().render(document=document)
+
+
+@cache
+def _template() -> jinja2.Template:
     pages = jinja2.Environment(
         loader=jinja2.PackageLoader("authz.report"), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     pages.filters["text"] = cell_text
-    return pages.get_template("report.html").render(document=document)
+    return pages.get_template("report.html")
 
 
 def pdf(document: Document) -> bytes:

@@ -7,7 +7,7 @@ import sys
 from io import BytesIO
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import makes_pdfs
 from pypdf import PdfReader
@@ -31,6 +31,7 @@ def made(text="plain", rows=1, **more):
     return Document("Accounting", head, (table, section(RESTS_ON)), **more)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_whatever_is_in_a_record_is_text(text):
     """No value becomes markup, and what a reader would not see is escaped."""
@@ -94,6 +95,7 @@ def test_without_weasyprint():
     assert "pip install 'authz[reports]'" in done.stdout
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_a_terminal_is_safe(text):
     """On a terminal no value is more than text."""
