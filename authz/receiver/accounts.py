@@ -253,8 +253,13 @@ class Accounts:
             else:
                 tally.disclosed_elsewhere += 1
         for decision_id, half in left.disclosed.items():
-            for access in found.get(decision_id, _NOTHING).accesses:
-                if access.shown and half.sealed_at - access.sealed_at > self._told_after:
+            there = found.get(decision_id, _NOTHING)
+            if any(_before(one, half) for one in there.disclosures):
+                continue  # a further part of what has come
+            for access in there.accesses:
+                # Of this log's own accesses, one that came before was told when it was closed.
+                told = _before(access, half)
+                if access.shown and (told or half.sealed_at - access.sealed_at > self._told_after):
                     closing.late.setdefault("no_disclosure", []).append(decision_id)
         self._reconciler.drop_disclosures(left)
 
@@ -323,6 +328,11 @@ class Accounts:
     @property
     def _told_after(self) -> int:
         return self._interval + self._grace
+
+
+def _before(one: Half, other: Half) -> bool:
+    """Whether it stands before the other in the same log."""
+    return one.origin == other.origin and one.index < other.index
 
 
 @dataclass(slots=True)

@@ -229,6 +229,36 @@ def test_disclosures():
     assert len(log.accounts._reconciler.unmatched().ids) == 0
 
 
+def test_a_disclosure_soon_after_its_gap():
+    """What was told as missing is closed also where it comes right after that: an access at the end
+    of its interval is not waited for as long as one at its beginning."""
+    log = Log()
+    log.append(decision(1), access(1))
+    log.tick(LIMITS["interval_seconds"] - 1)
+    log.append(decision(7, **SHOWN), access(7, **SHOWN))
+    log.tick(1 + LIMITS["grace_seconds"])
+    assert log.told()[:2] == ({"no_disclosure": 1}, {})
+    log.append(disclosure(7))
+    log.tick(60)
+    assert log.told()[:2] == ({"no_disclosure": 1}, {"no_disclosure": 1})
+    wrong, tally = verified(log)
+    assert (wrong, tally.kinds) == ([], {})
+
+
+def test_a_disclosure_whose_parts_lie_in_two_intervals():
+    """Nothing was missing, so nothing is closed."""
+    log = Log()
+    log.append(decision(1), access(1))
+    log.tick(LIMITS["interval_seconds"] - 1)
+    log.append(decision(7, **SHOWN), access(7, **SHOWN), disclosure(7))
+    log.tick(2)
+    log.append(decision(2), access(2), disclosure(7, part=2))
+    log.tick(60)
+    assert log.told()[:2] == ({}, {})
+    wrong, tally = verified(log)
+    assert (wrong, tally.kinds) == ([], {})
+
+
 def test_two_logs():
     """Decisions in one log and accesses in the other are no gaps, and each says so."""
     logs = {}
