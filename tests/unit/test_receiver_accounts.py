@@ -251,7 +251,7 @@ def test_a_disclosure_whose_parts_lie_in_two_intervals():
     log.append(decision(1), access(1))
     log.tick(LIMITS["interval_seconds"] - 1)
     log.append(decision(7, **SHOWN), access(7, **SHOWN), disclosure(7))
-    log.tick(2)
+    log.tick(1 + LIMITS["grace_seconds"])
     log.append(decision(2), access(2), disclosure(7, part=2))
     log.tick(60)
     assert log.told()[:2] == ({}, {})
