@@ -253,12 +253,9 @@ class Accounts:
             else:
                 tally.disclosed_elsewhere += 1
         for decision_id, half in left.disclosed.items():
-            there = found.get(decision_id, _NOTHING)
-            if any(_before(one, half) for one in there.disclosures):
-                continue  # a further part of what has come
-            for access in there.accesses:
+            for access in found.get(decision_id, _NOTHING).accesses:
                 # Of this log's own accesses, one that came before was told when it was closed.
-                told = _before(access, half)
+                told = access.origin == self._origin and access.index < half.index
                 if access.shown and (told or half.sealed_at - access.sealed_at > self._told_after):
                     closing.late.setdefault("no_disclosure", []).append(decision_id)
         self._reconciler.drop_disclosures(left)
@@ -328,11 +325,6 @@ class Accounts:
     @property
     def _told_after(self) -> int:
         return self._interval + self._grace
-
-
-def _before(one: Half, other: Half) -> bool:
-    """Whether it stands before the other in the same log."""
-    return one.origin == other.origin and one.index < other.index
 
 
 @dataclass(slots=True)
