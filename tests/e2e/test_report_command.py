@@ -240,7 +240,12 @@ def test_periodic_review(site):
     assert told["counts"]["decisions"] == MANY + 8
     assert told["denials"][0][1:] == ["not on the care team", 1, 1]
     assert told["completeness"]["verdict"]["intact"]
-    assert any(command == "report disclosures" for command, *_ in told["looks"])
+    site.report("disclosures", "--patient", PATIENT)
+
+    def looks():
+        return {command for command, *_ in site.report("review", "--since", "1d")["looks"]}
+
+    assert until(lambda: "report disclosures" in looks(), 30)
 
 
 def test_pdf(site, tmp_path):

@@ -79,6 +79,6 @@ def test_feed_of_the_aggregates(client):
 
 def test_computed_column(client):
     """A column that is computed when it is read tells each reader what it likes."""
-    client.execute("ALTER TABLE audit_log DROP COLUMN country")
-    client.execute("ALTER TABLE audit_log ADD COLUMN country String ALIAS currentUser()")
+    client.execute("ALTER TABLE audit_log DROP COLUMN user_agent")
+    client.execute("ALTER TABLE audit_log ADD COLUMN user_agent String ALIAS currentUser()")
     assert ("schema", "audit_log") in found(client)
