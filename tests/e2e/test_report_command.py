@@ -167,7 +167,8 @@ def test_a_suspension_hides_all_of_it(site):
     seen += site.report("disclosures", "--patient", PATIENT, shown="")
     for word in ("Police", "det.moss", "uspen"):
         assert word not in seen
-    assert len(told["disclosures"]) == 3
+    others = {one["first"]["recipient"] for one in told["disclosures"]}
+    assert {"a.elm, analyst", f"{HOSTILE}, analyst"} <= others
     internal = site.report("disclosures", "--patient", PATIENT, "--with-suspended")
     [hidden] = internal["suspended"]
     assert hidden["first"]["recipient"] == "det.moss, analyst"
