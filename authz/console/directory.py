@@ -5,12 +5,12 @@ identifier, as requests have it) and ``name``: the files that ``authz feeds load
 the column too. Patients' names are kept by token, which takes the privacy key.
 """
 
-import csv
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import structlog
 
+from authz.detect.feeds import rows
 from authz.errors import UsageError
 from authz.record.privacy import PrivacyKey
 
@@ -69,11 +69,11 @@ class _File:
             if changed == self._changed:
                 return
             with path.open(newline="", encoding="utf-8-sig") as file:
-                rows = csv.DictReader(file)
-                if not {self._column, "name"} <= set(rows.fieldnames or ()):
-                    raise UsageError(f"{path}: want the columns {self._column} and name")
-                told = [(row[self._column], row["name"]) for row in rows]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"{path}: {type(error).__name__}: it cannot be read") from None
-        self._names = {key: name for one, name in told if one for key in self._names_of(one)}
+                found = list(rows(file, str(path), self._column))
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from None
+        if found and "name" not in found[0]:
+            raise UsageError(f"{path}: no column name; its first line must name them")
+        named = [(row[self._column], row["name"]) for row in found if row["name"]]
+        self._names = {key: name for one, name in named for key in self._names_of(one)}
         self._changed = changed

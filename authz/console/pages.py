@@ -90,7 +90,7 @@ class Pages:
             **{name: value for name, value in filters.values.items() if name != "patient"},
         )  # fmt: skip
         window = Window(since, until or None)
-        found = await self._store.ask(_search, filters, window)
+        found = await self._store.ask(pages.search, filters, window, _LIMIT)
         names = await self.names(visit, [row["subject"] for row in found])
         return await visit.show(
             "search.html", rows=found, filters=filters, since=since, until=until, limit=_LIMIT,
@@ -141,7 +141,7 @@ class Pages:
         days, habits, latest, seen, told = await asyncio.gather(
             self._store.ask(pages.person_days, subject),
             self._store.ask(pages.habits, subject),
-            self._store.ask(_search, Filters(subject=subject), window, 50),
+            self._store.ask(pages.search, Filters(subject=subject), window, 50),
             self._store.ask(pages.patients_of, subject, window, 20),
             self._store.ask(findings.find, Window(visit.now_us - 3 * _MONTH_US), subject),
         )
@@ -202,12 +202,6 @@ class Pages:
 
 
 _TIMES = frozenset(field.name for field in FIELDS if field.type == "time")
-
-
-def _search(
-    client: Client, filters: Filters, window: Window, limit: int = _LIMIT
-) -> list[pages.Row]:
-    return list(pages.search(client, filters, window, limit))
 
 
 def _time(visit: Visit, name: str) -> int | None:

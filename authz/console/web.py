@@ -20,6 +20,7 @@ from authz.console.looks import Looks, NotRecordedError
 from authz.console.people import NobodyError, People, Person
 from authz.console.store import AwayError, Pool
 from authz.record import Record
+from authz.report.document import count
 
 _MOST_FORM: Final = 64
 HEADERS: Final[Mapping[str, str]] = {
@@ -112,7 +113,7 @@ class Site:
         self._templates.filters |= {
             "moment": words.moment, "day": words.day, "segment": lambda one: quote(one, safe=""),
         }  # fmt: skip
-        self._templates.globals |= {"actions": words.ACTIONS, "number": words.number}
+        self._templates.globals |= {"actions": words.ACTIONS, "number": count}
 
     def render(self, template: str, status: int = 200, **values: Any) -> Response:
         defaults: dict[str, Any] = {"here": "", "person": None, "pages": (), "mark": ""}

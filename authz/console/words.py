@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Final
 
 from authz.record import FIELDS, Record
+from authz.report.document import count
 from authz.store.pages import Overview
 from authz.verify import Report
 
@@ -33,21 +34,17 @@ def day(time_us: int) -> str:
     return f"{datetime.fromtimestamp(time_us / 1_000_000, UTC):%-d %B %Y}" if time_us else "?"
 
 
-def number(count: int, one: str, more: str) -> str:
-    return f"{count:,} {one if count == 1 else more}"
-
-
 def standing(overview: Overview, report: Report | None, verified_at: int) -> str:
     """The log's state, as a plain sentence."""
     if not overview.since:
         return "Nothing is recorded yet."
-    gaps = number(overview.gaps, "gap", "gaps")
+    gaps = count(overview.gaps, "gap", "gaps")
     since = day(overview.since)
     if report is None:
         return f"Recorded since {since}; {gaps} in the last day. Not verified from here yet."
     if not report.verified:
         return (
-            f"NOT intact: {number(len(report.findings), 'finding', 'findings')} at the"
+            f"NOT intact: {count(len(report.findings), 'finding', 'findings')} at the"
             f" verification of {moment(verified_at)} UTC."
         )
     return (
@@ -58,8 +55,8 @@ def standing(overview: Overview, report: Report | None, verified_at: int) -> str
 
 def verdict(report: Report) -> tuple[str, list[str]]:
     """A verification, for who is no engineer: the verdict, and what it means."""
-    checked, logs = number(report.checked, "record", "records"), len(report.logs)
-    what = f"{checked} in {number(logs, 'log', 'logs')}"
+    checked, logs = count(report.checked, "record", "records"), len(report.logs)
+    what = f"{checked} in {count(logs, 'log', 'logs')}"
     told = [f"{what} were hashed again and held against what was signed when they were written."]
     if not report.verified:
         told.append(
@@ -71,7 +68,7 @@ def verdict(report: Report) -> tuple[str, list[str]]:
     gaps = sum(report.gaps.values())
     if gaps:
         told.append(
-            f"The log itself tells of {number(gaps, 'gap', 'gaps')}: requests of which one half is"
+            f"The log itself tells of {count(gaps, 'gap', 'gaps')}: requests of which one half is"
             " missing. That is no tampering, and each has a cause to look into."
         )
     else:

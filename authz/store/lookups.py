@@ -126,7 +126,7 @@ def newest(client: Client, tokens: Sequence[str], window: Window, limit: int) ->
     values = {"tokens": list(tokens), "limit": limit, **window.values}
     return [
         # An id that is no text (bytes) is none of ours, and nothing else has it.
-        Found(one if isinstance(one, str) else "", tuple(_text(named)), first_us, last_us)
+        Found(one if isinstance(one, str) else "", tuple(as_text(named)), first_us, last_us)
         for one, named, first_us, last_us in client.execute(query, values)
     ]
 
@@ -216,7 +216,7 @@ class _Reading:
         )
         values = {"tokens": self._tokens}
         for row in self._client.execute(query, values, external_tables=[*tables, telling]):
-            record = dict(zip((*_COLUMNS, "tokens"), map(_text, row), strict=True))
+            record = dict(zip((*_COLUMNS, "tokens"), map(as_text, row), strict=True))
             place = (record["origin"], record["index"])
             yield record | {"tokens": record["tokens"] or self._known.get(place, ())}
 
@@ -260,8 +260,8 @@ def key_ids(client: Client, window: Window) -> set[str]:
             for index in range(spot, min(spot + _SPOT, last + 1))
         } | set(range(max(first, last - _SPOT), last + 1))
         table = _table("spots", "index UInt64", [{"index": index} for index in sorted(spots)])
-        values = {"origin": _text(origin), **window.values}
-        found |= {_text(one) for (one,) in client.execute(query, values, external_tables=[table])}
+        values = {"origin": as_text(origin), **window.values}
+        found |= {as_text(one) for (one,) in client.execute(query, values, external_tables=[table])}
     return found
 
 
@@ -298,7 +298,7 @@ def _whole(client: Client, places: Sequence[tuple[str, int]]) -> Iterator[Row]:
         ]
         table = _table("places", "origin String, index UInt64", data)
         for row in client.execute(query, external_tables=[table]):
-            yield dict(zip((*_COLUMNS, "tokens"), map(_text, row), strict=True))
+            yield dict(zip((*_COLUMNS, "tokens"), map(as_text, row), strict=True))
 
 
 def _table(name: str, structure: str, data: Sequence[Mapping[str, object]]) -> dict[str, object]:
@@ -307,10 +307,10 @@ def _table(name: str, structure: str, data: Sequence[Mapping[str, object]]) -> d
     return {"name": name, "structure": columns, "data": list(data)}
 
 
-def _text(value: Any) -> Any:
+def as_text(value: Any) -> Any:
     """The driver gives bytes for what is no UTF-8, which nothing of ours wrote."""
     if isinstance(value, bytes):
         return text(value, len(value) * 4)
     if isinstance(value, list | tuple):
-        return [_text(item) for item in value]
+        return [as_text(item) for item in value]
     return value

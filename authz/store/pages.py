@@ -4,15 +4,14 @@ Times are microseconds since the epoch, UTC. Errors are `authz.store.client.QUER
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from clickhouse_driver import Client
 
-from authz.record import Record, details_of, text
-from authz.store import rows
-from authz.store.lookups import Window
+from authz.record import Record, details_of
+from authz.store import reports, rows
+from authz.store.lookups import Window, as_text
 
 _HOUR_US = 3_600 * 1_000_000
 _DAY_US = 24 * _HOUR_US
@@ -76,19 +75,17 @@ _CONDITIONS = {
 _REQUESTS = "(kind = 'decision' OR (kind = 'access' AND decision_id = ''))"
 
 
-def search(client: Client, filters: Filters, window: Window, limit: int) -> Iterator[Row]:
-    """The newest requests, newest first, `limit` at most, as they are read.
-
-    Each log is asked from its end: its order is that of time, so that little is read.
-    """
+def search(client: Client, filters: Filters, window: Window, limit: int) -> list[Row]:
+    """The newest requests, newest first, `limit` at most."""
     condition = " AND ".join(filter(None, (_REQUESTS, window.condition, filters.condition)))
     query = (
         f"SELECT {_SELECTED} FROM audit_log WHERE {condition}"
         " ORDER BY sealed_at DESC, origin, index DESC LIMIT %(limit)s"
     )
     values = {**filters.values, **window.values, "limit": limit}
-    for row in client.execute_iter(query, values, settings={"max_block_size": 8192}):
-        yield dict(zip(_LISTED, map(_text, row), strict=True))
+    return [
+        dict(zip(_LISTED, map(as_text, row), strict=True)) for row in client.execute(query, values)
+    ]
 
 
 def request(client: Client, origin: str, index: int) -> list[Record]:
@@ -153,32 +150,30 @@ def overview(client: Client, now_us: int, hours: int = 24) -> Overview:
         window.values,
     )
     quantiles = [0.0 if math.isnan(one) else float(one) for one in latency[0]]  # of no rows
-    gaps, matched, decided = _accounts(client, window)
+    matched, decided = _accounts(client, window)
+    gaps = sum(reports.gaps(client, window).values())
     return Overview(
         [(int(at), int(yes), int(no)) for at, yes, no in counted],
-        [(_text(code), _text(reason), number) for code, reason, number in reasons],
+        [(as_text(code), as_text(reason), number) for code, reason, number in reasons],
         (quantiles[0], quantiles[1], quantiles[2]),
         gaps, matched, decided, _logs(client), _first(client), _unexplained(client),
     )  # fmt: skip
 
 
-def _accounts(client: Client, window: Window) -> tuple[int, int, int]:
-    """Gaps, matched and all decisions, as the logs tell them themselves."""
-    notices = rows.select(
-        client,
-        "kind = 'notice' AND event IN ('interval_summary', 'gap', 'gap_closed')"
-        f" AND writer_seq = 0 AND {window.condition}",
-        window.values,
+def _accounts(client: Client, window: Window) -> tuple[int, int]:
+    """Matched and all decisions, as the logs tell them themselves."""
+    told = [
+        details_of(one)
+        for one in rows.select(
+            client,
+            "kind = 'notice' AND event = 'interval_summary' AND writer_seq = 0"
+            f" AND {window.condition}",
+            window.values,
+        )
+    ]
+    return sum(int(one.get("matched", 0)) for one in told), sum(
+        int(one.get("decisions", 0)) for one in told
     )
-    gaps = matched = decided = 0
-    for one in notices:
-        told = details_of(one)
-        if one["event"] == "interval_summary":
-            matched += int(told.get("matched", 0))
-            decided += int(told.get("decisions", 0))
-        else:
-            gaps += int(told.get("count", 0)) * (1 if one["event"] == "gap" else -1)
-    return max(gaps, 0), matched, decided
 
 
 def _logs(client: Client) -> list[tuple[str, int, int]]:
@@ -186,7 +181,7 @@ def _logs(client: Client) -> list[tuple[str, int, int]]:
         "SELECT origin, max(size), toUnixTimestamp64Micro(max(written_at)) FROM checkpoints"
         " GROUP BY origin ORDER BY origin"
     )
-    return [(_text(origin), size, at) for origin, size, at in found]
+    return [(as_text(origin), size, at) for origin, size, at in found]
 
 
 def _first(client: Client) -> int:
@@ -232,11 +227,15 @@ class Day:
 def person_days(client: Client, subject: str, days: int = 60) -> list[Day]:
     """A person's days, oldest first, each beside the median of their role's people."""
     found = client.execute(
+        # Somebody may have several rows a day, by tenant and role: a patient in two is one.
         "WITH own AS (SELECT day, any(role) AS role, sum(requests) AS requests,"
-        "   sum(denials) AS denials, sum(patients) AS patients FROM baselines"
-        "   WHERE subject = %(subject)s AND day > today() - %(days)s GROUP BY day),"
-        " peers AS (SELECT day, role, median(patients) AS usual FROM baselines"
-        "   WHERE role IN (SELECT role FROM own) AND day > today() - %(days)s GROUP BY day, role)"
+        "   sum(denials) AS denials, uniqCombined64ArrayMerge(patients) AS patients"
+        "   FROM baseline_daily WHERE subject = %(subject)s AND day > today() - %(days)s"
+        "   GROUP BY day),"
+        " peers AS (SELECT day, role, median(number) AS usual FROM ("
+        "     SELECT day, role, subject, uniqCombined64ArrayMerge(patients) AS number"
+        "     FROM baseline_daily WHERE role IN (SELECT role FROM own)"
+        "     AND day > today() - %(days)s GROUP BY day, role, subject) GROUP BY day, role)"
         " SELECT toString(own.day), own.requests, own.denials, own.patients, peers.usual"
         " FROM own LEFT JOIN peers ON peers.day = own.day AND peers.role = own.role ORDER BY day",
         {"subject": subject, "days": days},
@@ -265,7 +264,7 @@ def habits(client: Client, subject: str, days: int = 60) -> Habits | None:
         " WHERE subject = %(subject)s AND day > today() - %(days)s",
         {"subject": subject, "days": days},
     )
-    return Habits(*map(_text, row[:6])) if row[6] else None
+    return Habits(*map(as_text, row[:6])) if row[6] else None
 
 
 def patients_of(client: Client, subject: str, window: Window, limit: int) -> list[tuple[str, int]]:
@@ -278,7 +277,7 @@ def patients_of(client: Client, subject: str, window: Window, limit: int) -> lis
         " GROUP BY patient ORDER BY number DESC, patient LIMIT %(limit)s",
         {"subject": subject, "limit": limit, **window.values},
     )
-    return [(_text(patient), number) for patient, number in found]
+    return [(as_text(patient), number) for patient, number in found]
 
 
 def roles_in_use(client: Client, days: int = 60) -> list[tuple[str, int, str]]:
@@ -288,7 +287,7 @@ def roles_in_use(client: Client, days: int = 60) -> list[tuple[str, int, str]]:
         " WHERE day > today() - %(days)s GROUP BY role ORDER BY role",
         {"days": days},
     )
-    return [(_text(role), people, day) for role, people, day in found]
+    return [(as_text(role), people, day) for role, people, day in found]
 
 
 def people_in(client: Client, role: str, limit: int, days: int = 60) -> list[tuple[str, int, str]]:
@@ -299,7 +298,7 @@ def people_in(client: Client, role: str, limit: int, days: int = 60) -> list[tup
         " GROUP BY subject ORDER BY subject LIMIT %(limit)s",
         {"role": role, "days": days, "limit": limit},
     )
-    return [(_text(subject), requests, day) for subject, requests, day in found]
+    return [(as_text(subject), requests, day) for subject, requests, day in found]
 
 
 def policy_changes(client: Client, limit: int) -> list[tuple[int, str, str]]:
@@ -309,13 +308,4 @@ def policy_changes(client: Client, limit: int) -> list[tuple[int, str, str]]:
         " WHERE event = 'policy_loaded' ORDER BY sealed_at DESC LIMIT %(limit)s",
         {"limit": limit},
     )
-    return [(at, _text(revision), _text(writer)) for at, revision, writer in found]
-
-
-def _text(value: Any) -> Any:
-    """The driver gives bytes for what is no UTF-8, which nothing of ours wrote."""
-    if isinstance(value, bytes):
-        return text(value, len(value) * 4)
-    if isinstance(value, list | tuple):
-        return [_text(item) for item in value]
-    return value
+    return [(at, as_text(revision), as_text(writer)) for at, revision, writer in found]

@@ -9,9 +9,9 @@ from typing import Any
 
 from clickhouse_driver import Client
 
-from authz.record import Record, text
+from authz.record import Record
 from authz.store import rows
-from authz.store.lookups import DENIED, KINDS, REQUEST, Window
+from authz.store.lookups import DENIED, KINDS, REQUEST, Window, as_text
 
 # A person's requests. All records of one have its subject; whom it named is known from its decision
 # and access, whom its answer held from its disclosures.
@@ -122,7 +122,7 @@ def affected(client: Client, subject: str, window: Window) -> tuple[Attempts, li
     [counted] = client.execute(_ATTEMPTS.format(requests=requests), values)
     found = client.execute(_AFFECTED.format(requests=requests), values)
     return Attempts(*counted), [
-        Affected(_text(token), *row[:-2], *(tuple(map(_text, names)) for names in row[-2:]))
+        Affected(as_text(token), *row[:-2], *(tuple(map(as_text, names)) for names in row[-2:]))
         for token, *row in found
     ]
 
@@ -130,7 +130,7 @@ def affected(client: Client, subject: str, window: Window) -> tuple[Attempts, li
 def gaps(client: Client, window: Window) -> dict[str, int]:
     """What the logs tell as missing and did not come later, by kind."""
     rows_ = client.execute(_GAPS.format(window=window.condition), window.values)
-    return {_text(rule): int(count) for rule, count in rows_}
+    return {as_text(rule): int(count) for rule, count in rows_}
 
 
 def notices(
@@ -176,12 +176,7 @@ def looks(client: Client, window: Window, limit: int) -> list[tuple[str, str, in
 def _told(client: Client, query: str, window: Window, limit: int = 0) -> list[Any]:
     values = {"limit": limit, **window.values}
     found = client.execute(query.format(window=window.condition), values)
-    return [tuple(map(_text, row)) for row in found]
-
-
-def _text(value: Any) -> Any:
-    """The driver gives bytes for what is no UTF-8, which nothing of ours wrote."""
-    return text(value, len(value) * 4) if isinstance(value, bytes) else value
+    return [tuple(map(as_text, row)) for row in found]
 
 
 def _sealed(record: Record) -> tuple[Any, ...]:
