@@ -1,22 +1,17 @@
 """A console with a real receiver, ClickHouse and policy, for the tests that ask it."""
 
-import asyncio
 import contextlib
 import re
 import subprocess
-import sys
 import time
 
 import httpx2 as httpx
 import pytest
 import yaml
-from programs import AUTHZ, CHECKOUT, free_port, listens, until, world
+from programs import AUTHZ, CHECKOUT, free_port, listens, until
+from receiving import receiving
 
-from authz import config
-from authz.demo.stack import Part
 from authz.record.privacy import load_key
-from authz.serve import tls
-from authz.serve.tell import tell
 from authz.store.client import connect
 
 ORIGIN = "test/receiver"
@@ -27,30 +22,15 @@ HOSTILE = "<script>alert(1)</script>"
 def site(clickhouse, tmp_path_factory):
     """A receiver with a few requests in its log: (directory, store, receiver's address, world)."""
     directory = tmp_path_factory.mktemp("console")
-    with connect(clickhouse.store) as admin, world() as ours:
-        admin.execute("CREATE DATABASE console")
-        store = clickhouse.store.rpartition("/")[0] + "/console"
-        address = f"127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "authz", "serve", "receiver", "--listen", address]
-        command += ["--origin", ORIGIN, "--data-dir", str(directory / "receiver")]
-        part = Part("receiver", command, directory / "log", {"AUTHZ_STORE": store}, address)
-        try:
-            part.start()
-            part.wait_until_up()
-            options = config.load(None, {"ext_authz": {"receiver": address}}).ext_authz
-            key = load_key(directory / "privacy.key")
-            records = list(requests(key))
-            asyncio.run(tell(address, tls.to_receiver(options), directory / "writer", records))
-            with connect(store) as client:
-                count = "SELECT count() FROM decisions"
-                assert until(lambda: client.execute(count)[0][0] >= 12, 30)
-            (directory / "names").mkdir()
-            (directory / "names" / "people.csv").write_text("subject,name\ndr.alder,Dr Alder\n")
-            (directory / "names" / "patients.csv").write_text("patient,name\np-1,Hazel Reed\n")
-            yield directory, store, address, ours
-        finally:
-            part.stop()
-            admin.execute("DROP DATABASE console")
+    with receiving(clickhouse, directory, "console", ORIGIN) as there:
+        there.tell(requests(load_key(directory / "privacy.key")))
+        with connect(there.store) as client:
+            count = "SELECT count() FROM decisions"
+            assert until(lambda: client.execute(count)[0][0] >= 12, 30)
+        (directory / "names").mkdir()
+        (directory / "names" / "people.csv").write_text("subject,name\ndr.alder,Dr Alder\n")
+        (directory / "names" / "patients.csv").write_text("patient,name\np-1,Hazel Reed\n")
+        yield directory, there.store, there.address, there.ours
 
 
 def requests(key):

@@ -1,19 +1,14 @@
 """`authz export` against a real receiver; `authz verify` with nothing but the folder; parts."""
 
-import asyncio
 import json
 import shutil
 import subprocess
-import sys
 
 import pytest
-from programs import AUTHZ, free_port, run, until, world
+from programs import AUTHZ, run, until
+from receiving import receiving
 
-from authz import config
-from authz.demo.stack import Part
 from authz.ledger.tiles import pack, unpack
-from authz.serve import tls
-from authz.serve.tell import tell
 from authz.store.client import connect
 
 ORIGIN = "test/receiver"
@@ -25,27 +20,11 @@ ODD = ["\x00\x1f\x7f", "a\u2028b", "\\", "/\\/", "\\u000B", "\x1b[31m", "é\U000
 def site(clickhouse, tmp_path_factory):
     """A receiver with records in its log: (directory, store, environment that names both)."""
     directory = tmp_path_factory.mktemp("export")
-    with connect(clickhouse.store) as admin, world() as ours:
-        admin.execute("CREATE DATABASE export")
-        store = clickhouse.store.rpartition("/")[0] + "/export"
-        address = f"127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "authz", "serve", "receiver", "--listen", address]
-        command += ["--origin", ORIGIN, "--data-dir", str(directory / "receiver")]
-        part = Part("receiver", command, directory / "log", {"AUTHZ_STORE": store}, address)
-        try:
-            part.start()
-            part.wait_until_up()
-            options = config.load(None, {"ext_authz": {"receiver": address}}).ext_authz
-            records = [decision(number) for number in range(COUNT)]
-            asyncio.run(tell(address, tls.to_receiver(options), directory / "writer", records))
-            ours.environment |= {"AUTHZ_STORE": store, "COLUMNS": "160"}
-            ours.environment["AUTHZ_EXT_AUTHZ__RECEIVER"] = address
-            with connect(store) as client:
-                assert until(lambda: _count(client) >= COUNT, 30)
-            yield directory, store, ours
-        finally:
-            part.stop()
-            admin.execute("DROP DATABASE export")
+    with receiving(clickhouse, directory, "export", ORIGIN, COLUMNS="160") as there:
+        there.tell(decision(number) for number in range(COUNT))
+        with connect(there.store) as client:
+            assert until(lambda: _count(client) >= COUNT, 30)
+        yield directory, there.store, there.ours
 
 
 def decision(number):

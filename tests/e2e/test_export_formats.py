@@ -1,21 +1,16 @@
 """`authz export` of records against a real receiver; `authz verify-proof` with the files alone."""
 
-import asyncio
 import csv
 import json
 import shutil
-import sys
 
 import pytest
 from fhir.resources.R4B.auditevent import AuditEvent
-from programs import AUTHZ, free_port, run, until, world
+from programs import AUTHZ, free_port, run, until
+from receiving import receiving
 
-from authz import config
-from authz.demo.stack import Part
 from authz.ledger import leaf_hash
 from authz.record.privacy import load_key
-from authz.serve import tls
-from authz.serve.tell import tell
 from authz.store.client import connect
 
 ORIGIN = "test/receiver"
@@ -29,31 +24,14 @@ def site(clickhouse, tmp_path_factory):
     """A receiver with records in its log: (directory, store, environment that names both)."""
     directory = tmp_path_factory.mktemp("formats")
     key = load_key(directory / "privacy.key")
-    with connect(clickhouse.store) as admin, world() as ours:
-        admin.execute("CREATE DATABASE formats")
-        store = clickhouse.store.rpartition("/")[0] + "/formats"
-        address = f"127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "authz", "serve", "receiver", "--listen", address]
-        command += ["--origin", ORIGIN, "--data-dir", str(directory / "receiver")]
-        part = Part("receiver", command, directory / "log", {"AUTHZ_STORE": store}, address)
-        try:
-            part.start()
-            part.wait_until_up()
-            records = [decision(number, key) for number in range(COUNT)]
-            options = config.load(None, {"ext_authz": {"receiver": address}}).ext_authz
-            connect_to = tls.to_receiver(options)
-            asyncio.run(tell(address, connect_to, directory / "writer", records, key.id))
-            ours.environment |= {"AUTHZ_STORE": store, "COLUMNS": "200"}
-            ours.environment["AUTHZ_EXT_AUTHZ__RECEIVER"] = address
-            ours.environment["AUTHZ_PRIVACY__KEY"] = str(directory / "privacy.key")
-            with connect(store) as client:
-                query = "SELECT count() FROM decisions WHERE index < (SELECT max(size)"
-                query += " FROM checkpoints)"
-                assert until(lambda: client.execute(query)[0][0] >= COUNT, 30)
-            yield directory, store, ours
-        finally:
-            part.stop()
-            admin.execute("DROP DATABASE formats")
+    more = {"COLUMNS": "200", "AUTHZ_PRIVACY__KEY": str(directory / "privacy.key")}
+    with receiving(clickhouse, directory, "formats", ORIGIN, **more) as there:
+        there.tell((decision(number, key) for number in range(COUNT)), key.id)
+        with connect(there.store) as client:
+            query = "SELECT count() FROM decisions WHERE index < (SELECT max(size)"
+            query += " FROM checkpoints)"
+            assert until(lambda: client.execute(query)[0][0] >= COUNT, 30)
+        yield directory, there.store, there.ours
 
 
 def decision(number, key):

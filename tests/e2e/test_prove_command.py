@@ -1,20 +1,15 @@
 """`authz prove` against a real receiver, and `authz verify-proof` with nothing but the file."""
 
-import asyncio
 import json
 import os
 import pwd
 import re
-import sys
 
 import pytest
-from programs import AUTHZ, free_port, run, until, world
+from programs import AUTHZ, run, until
+from receiving import receiving
 
-from authz import config
-from authz.demo.stack import Part
 from authz.ledger import Signer, TlogProof, sign_note
-from authz.serve import tls
-from authz.serve.tell import tell
 from authz.store.client import connect
 
 ORIGIN = "test/receiver"
@@ -28,28 +23,12 @@ ME = pwd.getpwuid(os.getuid()).pw_name
 def site(clickhouse, tmp_path_factory):
     """A receiver with records in its log: (directory, its address, environment with the store)."""
     directory = tmp_path_factory.mktemp("prove")
-    with connect(clickhouse.store) as admin, world() as ours:
-        admin.execute("CREATE DATABASE prove")
-        store = clickhouse.store.rpartition("/")[0] + "/prove"
-        address = f"127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "authz", "serve", "receiver", "--listen", address]
-        command += ["--origin", ORIGIN, "--data-dir", str(directory / "receiver")]
-        part = Part("receiver", command, directory / "log", {"AUTHZ_STORE": store}, address)
-        try:
-            part.start()
-            part.wait_until_up()
-            records = [decision(number) for number in range(COUNT)]
-            records += [decision(9) | {"kind": "access"}, decision(8), decision(8)]
-            options = config.load(None, {"ext_authz": {"receiver": address}}).ext_authz
-            asyncio.run(tell(address, tls.to_receiver(options), directory / "writer", records))
-            ours.environment |= {"AUTHZ_STORE": store, "COLUMNS": "100"}
-            ours.environment["AUTHZ_EXT_AUTHZ__RECEIVER"] = address
-            with connect(store) as client:
-                assert until(lambda: _count(client) >= COUNT + 3, 30)
-            yield directory, store, ours
-        finally:
-            part.stop()
-            admin.execute("DROP DATABASE prove")
+    with receiving(clickhouse, directory, "prove", ORIGIN, COLUMNS="100") as there:
+        records = [decision(number) for number in range(COUNT)]
+        there.tell([*records, decision(9) | {"kind": "access"}, decision(8), decision(8)])
+        with connect(there.store) as client:
+            assert until(lambda: _count(client) >= COUNT + 3, 30)
+        yield directory, there.store, there.ours
 
 
 def decision(number):

@@ -6,17 +6,16 @@ import json
 import os
 import pwd
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from programs import AUTHZ, free_port, makes_pdfs, until, world
+from programs import AUTHZ, makes_pdfs, until
 from pypdf import PdfReader
+from receiving import receiving
 
 from authz import config
 from authz.cli import app
-from authz.demo.stack import Part
 from authz.errors import UsageError
 from authz.record.privacy import load_key
 from authz.serve import tls
@@ -81,26 +80,11 @@ class Site:
 @pytest.fixture(scope="module")
 def site(clickhouse, tmp_path_factory):
     directory = tmp_path_factory.mktemp("report")
-    with connect(clickhouse.store) as admin, world() as ours:
-        admin.execute("CREATE DATABASE report")
-        store = clickhouse.store.rpartition("/")[0] + "/report"
-        address = f"127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "authz", "serve", "receiver", "--listen", address]
-        command += ["--origin", ORIGIN, "--data-dir", str(directory / "receiver")]
-        part = Part("receiver", command, directory / "log", {"AUTHZ_STORE": store}, address)
-        ours.environment |= {"AUTHZ_STORE": store, "COLUMNS": "180"}
-        ours.environment["AUTHZ_EXT_AUTHZ__RECEIVER"] = address
-        site = Site(directory, store, ours, part)
-        try:
-            part.start()
-            part.wait_until_up()
-            site.tell(*_records(load_key(site.key)))
-            wanted = MANY + 8
-            assert until(lambda: site.count("kind = 'decision'") >= wanted, 30)
-            yield site
-        finally:
-            part.stop()
-            admin.execute("DROP DATABASE report")
+    with receiving(clickhouse, directory, "report", ORIGIN, COLUMNS="180") as there:
+        site = Site(directory, there.store, there.ours, there.part)
+        site.tell(*_records(load_key(site.key)))
+        assert until(lambda: site.count("kind = 'decision'") >= MANY + 8, 30)
+        yield site
 
 
 def _records(key):

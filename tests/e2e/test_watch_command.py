@@ -5,15 +5,14 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
 import time
 
 import orjson
 import pytest
-from programs import AUTHZ, free_port, run, until, world
+from programs import AUTHZ, run, until
+from receiving import receiving
 
 from authz import config
-from authz.demo.stack import Part
 from authz.serve import tls
 from authz.serve.tell import tell
 from authz.store.client import connect
@@ -26,22 +25,8 @@ ORIGIN = "test/receiver"
 def site(clickhouse, tmp_path):
     """A receiver, and a store of its own: (directory, receiver's address, client, world)."""
     name = f"watch_{time.time_ns()}"
-    with connect(clickhouse.store) as admin, world() as ours:
-        admin.execute(f"CREATE DATABASE {name}")
-        store = clickhouse.store.rpartition("/")[0] + f"/{name}"
-        address = f"127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "authz", "serve", "receiver", "--listen", address]
-        command += ["--origin", ORIGIN, "--data-dir", str(tmp_path / "receiver")]
-        part = Part("receiver", command, tmp_path / "log", {"AUTHZ_STORE": store}, address)
-        try:
-            part.start()
-            part.wait_until_up()
-            ours.environment |= {"AUTHZ_STORE": store, "AUTHZ_EXT_AUTHZ__RECEIVER": address}
-            with connect(store) as client:
-                yield tmp_path, address, client, ours
-        finally:
-            part.stop()
-            admin.execute(f"DROP DATABASE {name}")
+    with receiving(clickhouse, tmp_path, name, ORIGIN) as there, connect(there.store) as client:
+        yield tmp_path, there.address, client, there.ours
 
 
 def write(site, records):
