@@ -6,14 +6,14 @@ import json
 
 import grpc
 import pytest
+from check_world import ALLOW, Call
+from check_world import World as CheckWorld
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import TestLog
 from streams import FAR, Receiver, Writer, now_us, opening, until
-from test_check_service import ALLOW, Call
-from test_check_service import World as CheckWorld
 
 from authz.blocks import Blocks, Standing, block_notice
 from authz.detect.detector import Finding
