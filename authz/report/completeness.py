@@ -39,8 +39,8 @@ class Completeness:
     logs: tuple[Log, ...]
     gaps: dict[str, int]
     """By kind: what does not add up between the accounts of each request, of anybody's."""
-    disclosures: int
-    """How many records say whose data answers held; with none, what is known is what requests
+    disclosures: bool
+    """Whether records say whose data answers held; with none, what is known is what requests
     named."""
     unresolved: int
     """Of how many answers, about anybody, it is not known in full whose data they held."""

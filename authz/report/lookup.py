@@ -81,9 +81,9 @@ class Lookup:
     last: int
     unresolved: int
     """Answers of the time asked for of which it is not known in full whose data they held."""
-    disclosures: int
-    """Records of that time that say whose data answers held. With none, nothing is known but what
-    requests named."""
+    disclosures: bool
+    """Whether records of that time say whose data answers held. With none, nothing is known but
+    what requests named."""
     other_keys: tuple[str, ...]
     """Privacy keys that patients are recorded under, as a sample shows, and that were not given:
     what was recorded under these was not searched."""
@@ -110,14 +110,14 @@ def look_up(
     """
     numbers = {token: number for number, own in enumerate(patients, 1) for token in own}
     tokens = list(numbers)
-    found = lookups.newest(client, tokens, window, limit)
+    counted, found = lookups.newest(client, tokens, window, limit)
     requests = fold(lookups.records(client, tokens, found, window), numbers)
     feeds, explained = explanations(client, numbers, requests)
     requests = [replace(one, explained=why) for one, why in zip(requests, explained, strict=True)]
+    if len(found) < limit:
+        counted = _count(requests)  # whose subject only their decision may know
     keys = {token.partition(".")[0] for token in tokens}
     answers = lookups.unresolved(client, window)
-    whole = len(found) < limit
-    counted = _count(requests) if whole else lookups.totals(client, tokens, window)
     return Lookup(
         requests=tuple(requests),
         total=counted.requests,

@@ -6,9 +6,10 @@ without one stands alone. A request known by its answer only has no patient in i
 access, so these are fetched by the ids of what was found: never a join over the log.
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from clickhouse_driver import Client
 
@@ -30,10 +31,8 @@ DENIED = (
     "kind != 'disclosure' AND NOT allowed AND (enforced OR (decision_id = '' AND upstream = ''))"
 )
 
-# A disclosure of an answer that was not read in full: `reason_code` says why.
-_UNRESOLVED = "NOT complete"
-
 _ASKED_AT_ONCE = 10_000
+_MONTH_US = 31 * 86_400 * 1_000_000
 _APART_US = 600 * 1_000_000  # a request's records are sealed within this, nearly always
 _SPOTS, _SPOT = (
     64,
@@ -63,6 +62,14 @@ class Window:
         told = {"since": self.since_us, "until": self.until_us}
         return {name: value for name, value in told.items() if value is not None}
 
+    def cuts(self, found: "Found") -> bool:
+        """Whether some of a request's records may lie outside."""
+        return any(
+            end - _APART_US <= at <= end + _APART_US
+            for end in self.values.values()
+            for at in (found.first_us, found.last_us)
+        )
+
 
 EVER = Window()
 
@@ -79,10 +86,10 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Of all patients: `disclosures` say whose data answers held; `unresolved` is the number of
-    answers of which they do not say it in full."""
+    """Of all patients: whether there are disclosures, which say whose data answers held; and the
+    number of answers of which they do not say it in full."""
 
-    disclosures: int
+    disclosures: bool
     unresolved: int
 
 
@@ -103,31 +110,29 @@ Row = dict[str, Any]
 """What a look-up needs of a record; `tokens` are those of its patients that were asked for."""
 
 
-def totals(client: Client, tokens: Sequence[str], window: Window) -> Totals:
-    """Counts over all that concerns a patient with one of `tokens`."""
+def newest(
+    client: Client, tokens: Sequence[str], window: Window, limit: int
+) -> tuple[Totals, list[Found]]:
+    """The requests that concern a patient with one of `tokens`, newest first, `limit` at most; the
+    counts are over all of them."""
     query = (
-        f"SELECT uniqExact({REQUEST}), uniqExactIf(subject, subject != ''),"
-        f" uniqExactIf({REQUEST}, {DENIED}), toUnixTimestamp64Micro(min(time)) FROM audit_log"
-        f" WHERE {KINDS} AND {_NAMED} AND {window.condition}"
-    )
-    [row] = client.execute(query, {"tokens": list(tokens), **window.values})
-    return Totals(*row)
-
-
-def newest(client: Client, tokens: Sequence[str], window: Window, limit: int) -> list[Found]:
-    """The requests that concern a patient with one of `tokens`, newest first, `limit` at most."""
-    query = (
-        "SELECT any(decision_id),"
-        " groupArray((origin, index, arrayIntersect(patients, %(tokens)s))),"
-        " toUnixTimestamp64Micro(min(sealed_at)), toUnixTimestamp64Micro(max(sealed_at))"
-        f" FROM audit_log WHERE {KINDS} AND {_NAMED} AND {window.condition}"
-        f" GROUP BY {REQUEST} AS request ORDER BY min(time) DESC, request DESC LIMIT %(limit)s"
+        "SELECT id, named, toUnixTimestamp64Micro(first), toUnixTimestamp64Micro(last),"
+        " count() OVER (), length(groupUniqArrayArray(subjects) OVER ()), countIf(refused) OVER (),"
+        " toUnixTimestamp64Micro(min(at) OVER ()) FROM ("
+        f"SELECT {REQUEST} AS request, any(decision_id) AS id, min(time) AS at,"
+        " groupArray((origin, index, arrayIntersect(patients, %(tokens)s))) AS named,"
+        " min(sealed_at) AS first, max(sealed_at) AS last,"
+        f" groupUniqArrayIf(subject, subject != '') AS subjects, countIf({DENIED}) > 0 AS refused"
+        f" FROM audit_log WHERE {KINDS} AND {_NAMED} AND {window.condition} GROUP BY request"
+        ") ORDER BY at DESC, request DESC LIMIT %(limit)s"
     )
     values = {"tokens": list(tokens), "limit": limit, **window.values}
-    return [
+    rows = client.execute(query, values)
+    totals = Totals(*rows[0][4:]) if rows else Totals(0, 0, 0, 0)
+    return totals, [
         # An id that is no text (bytes) is none of ours, and nothing else has it.
         Found(one if isinstance(one, str) else "", tuple(as_text(named)), first_us, last_us)
-        for one, named, first_us, last_us in client.execute(query, values)
+        for one, named, first_us, last_us, *_ in rows
     ]
 
 
@@ -141,23 +146,37 @@ def records(
     """
     known = {(origin, index): own for found in requests for origin, index, own in found.named}
     reading = _Reading(client, tokens, known, anew=window != EVER)
-    decided = [found for found in requests if found.decision_id]
-    for begin in range(0, len(decided), _ASKED_AT_ONCE):
-        some = {found.decision_id: found for found in decided[begin : begin + _ASKED_AT_ONCE]}
-        halves: dict[str, set[str]] = {}
-        seen = set()
-        for row in reading.near(list(some.values())):
+    halves: dict[str, set[str]] = {}
+    seen = set()
+
+    def told(rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
             halves.setdefault(row["decision_id"], set()).add(row["kind"])
-            seen.add((row["origin"], row["index"]))
-            yield row
-        # What began long before its answer ended: a bulk export, a stream.
-        both = {"decision", "access"}
-        missing = [one for one in some if not both <= halves.get(one, set())]
-        for row in reading.anywhere(missing):
-            if (row["origin"], row["index"]) not in seen:
+            place = (row["origin"], row["index"])
+            if place not in seen:
+                seen.add(place)
                 yield row
-    alone = [found.named for found in requests if not found.decision_id]
-    yield from reading.at([(origin, index) for named in alone for origin, index, _ in named])
+
+    def is_whole(found: Found) -> bool:
+        return {"decision", "access"} <= halves.get(found.decision_id, set())
+
+    for places in _parts(list(known)):
+        yield from told(reading.at(places))
+    decided = [found for found in requests if found.decision_id]
+    # Of the others a half has no patient, or an end of the window is between its records.
+    apart = [found for found in decided if window.cuts(found) or not is_whole(found)]
+    for some in _parts(apart):
+        yield from told(reading.near(some))
+    # What began long before its answer ended: a bulk export, a stream.
+    for ids in _parts([found.decision_id for found in apart if not is_whole(found)]):
+        yield from told(reading.anywhere(ids))
+
+
+T = TypeVar("T")
+
+
+def _parts(whole: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (whole[at : at + _ASKED_AT_ONCE] for at in range(0, len(whole), _ASKED_AT_ONCE))
 
 
 class _Reading:
@@ -194,15 +213,13 @@ class _Reading:
 
     def anywhere(self, decision_ids: Sequence[str]) -> Iterator[Row]:
         ids = _table("ids", "id String", [{"id": one} for one in decision_ids])
-        return (
-            self._read("decision_id IN (SELECT id FROM ids)", [ids]) if decision_ids else iter(())
-        )
+        return self._read("decision_id IN (SELECT id FROM ids)", [ids])
 
     def at(self, places: Sequence[tuple[str, int]]) -> Iterator[Row]:
         data = [{"origin": origin, "index": index} for origin, index in places]
         table = _table("places", "origin String, index UInt64", data)
         condition = "(origin, index) IN (SELECT origin, index FROM places)"
-        return self._read(condition, [table]) if places else iter(())
+        return self._read(condition, [table])
 
     def _read(self, condition: str, tables: Sequence[Any]) -> Iterator[Row]:
         named = [{"origin": origin, "index": index} for origin, index in self._known]
@@ -224,35 +241,37 @@ class _Reading:
 def unresolved(client: Client, window: Window) -> Answers:
     """How far it is known whose data answers held. Answers that were to be shown and were not have
     no record of their own: the log tells them as gaps."""
-    untold = (
-        "SELECT sumIf(told, event = 'gap') - sumIf(told, event = 'gap_closed') FROM"
-        " (SELECT DISTINCT origin, index, event, toInt64(JSONExtractUInt(details, 'count')) AS told"
-        "  FROM audit_log WHERE kind = 'notice' AND rule = 'no_disclosure' AND writer_seq = 0"
-        f" AND event IN ('gap', 'gap_closed') AND {window.condition})"
-    )
-    [(gaps,)] = client.execute(untold, window.values)
     query = (
-        f"SELECT count(), uniqExactIf({REQUEST}, {_UNRESOLVED}) FROM audit_log"
-        f" WHERE kind = 'disclosure' AND {window.condition}"
+        "SELECT sumIf(told, event = 'gap') - sumIf(told, event = 'gap_closed'),"
+        f" uniqExactIf({REQUEST}, kind = 'disclosure') FROM (SELECT DISTINCT origin, index, kind,"
+        " event, decision_id, toInt64(JSONExtractUInt(details, 'count')) AS told FROM audit_log"
+        " WHERE ((kind = 'notice' AND rule = 'no_disclosure' AND writer_seq = 0"
+        "   AND event IN ('gap', 'gap_closed'))"
+        f"  OR (kind = 'disclosure' AND NOT complete)) AND {window.condition})"
     )
-    [(disclosures, found)] = client.execute(query, window.values)
-    return Answers(disclosures, found + max(gaps, 0))
+    [(gaps, found)] = client.execute(query, window.values)
+    until = window.until_us or time.time_ns() // 1000
+    lately = Window(max(until - _MONTH_US, window.since_us or 0), window.until_us)
+    some = "SELECT 1 FROM audit_log WHERE kind = 'disclosure' AND {} LIMIT 1"
+    told = any(
+        client.execute(some.format(part.condition), part.values) for part in (lately, window)
+    )
+    return Answers(told, found + max(gaps, 0))
 
 
 def key_ids(client: Client, window: Window) -> set[str]:
     """The privacy keys under which patients are in the logs, from a sample: 64 places of each log.
     A key is in use for long, and all patients of a record are under one."""
-    ends = (
-        f"SELECT origin, min(index), max(index) FROM audit_log WHERE {window.condition}"
-        " GROUP BY origin"
-    )
     query = (
-        "SELECT DISTINCT splitByChar('.', patients[1])[1] FROM audit_log"
-        f" WHERE {KINDS} AND notEmpty(patients) AND {window.condition}"
+        "SELECT DISTINCT splitByChar('.', patients[1])[1] FROM audit_log WHERE notEmpty(patients)"
         " AND origin = %(origin)s AND index IN (SELECT index FROM spots)"
     )
     found = set()
-    for origin, first, last in client.execute(ends, window.values):
+    for (origin,) in client.execute("SELECT DISTINCT origin FROM tiles"):
+        ends = _ends(client, as_text(origin), window)
+        if not ends:
+            continue
+        first, last = ends
         apart = max(_SPOT, (last - first) // _SPOTS)
         spots = {
             index
@@ -260,9 +279,31 @@ def key_ids(client: Client, window: Window) -> set[str]:
             for index in range(spot, min(spot + _SPOT, last + 1))
         } | set(range(max(first, last - _SPOT), last + 1))
         table = _table("spots", "index UInt64", [{"index": index} for index in sorted(spots)])
-        values = {"origin": as_text(origin), **window.values}
-        found |= {as_text(one) for (one,) in client.execute(query, values, external_tables=[table])}
+        rows = client.execute(query, {"origin": as_text(origin)}, external_tables=[table])
+        found |= {as_text(one) for (one,) in rows}
     return found
+
+
+def _ends(client: Client, origin: str, window: Window) -> tuple[int, int] | None:
+    """The first and the last index of a log in `window`. A month at each end tells it, unless
+    nothing was written then: the times of years are not read."""
+    since, until = window.since_us or 0, window.until_us or time.time_ns() // 1000 + _APART_US
+    begin = Window(window.since_us, min(since + _MONTH_US, until)) if since else window
+    end = Window(max(until - _MONTH_US, since), window.until_us)
+    found = [
+        _end(client, origin, part, order) or _end(client, origin, window, order)
+        for part, order in ((begin, "ASC"), (end, "DESC"))
+    ]
+    return (found[0][0], found[1][0]) if found[0] and found[1] else None
+
+
+def _end(client: Client, origin: str, window: Window, order: str) -> tuple[int] | None:
+    query = (
+        f"SELECT index FROM audit_log WHERE origin = %(origin)s AND {window.condition}"
+        f" ORDER BY index {order} LIMIT 1"
+    )
+    rows = client.execute(query, {"origin": origin, **window.values})
+    return rows[0] if rows else None
 
 
 def of_person(
@@ -270,20 +311,17 @@ def of_person(
 ) -> tuple[Totals, Iterator[Row]]:
     """Counts over all requests of a person, and the records of the newest `limit` of them; `tokens`
     are all of their patients."""
-    counts = (
-        f"SELECT uniqExact({REQUEST}), 1, uniqExactIf({REQUEST}, {DENIED}),"
-        " toUnixTimestamp64Micro(min(time)) FROM audit_log"
-        f" WHERE {KINDS} AND subject = %(subject)s AND {window.condition}"
-    )
     query = (
-        "SELECT groupArray((origin, index)) FROM audit_log"
-        f" WHERE {KINDS} AND subject = %(subject)s AND {window.condition}"
-        f" GROUP BY {REQUEST} AS request ORDER BY min(time) DESC, request DESC LIMIT %(limit)s"
+        "SELECT places, count() OVER (), 1, countIf(refused) OVER (),"
+        " toUnixTimestamp64Micro(min(at) OVER ()) FROM ("
+        f"SELECT {REQUEST} AS request, min(time) AS at, groupArray((origin, index)) AS places,"
+        f" countIf({DENIED}) > 0 AS refused FROM audit_log"
+        f" WHERE {KINDS} AND subject = %(subject)s AND {window.condition} GROUP BY request"
+        ") ORDER BY at DESC, request DESC LIMIT %(limit)s"
     )
-    values = {"subject": subject, "limit": limit, **window.values}
-    [counted] = client.execute(counts, values)
-    places = [place for (one,) in client.execute(query, values) for place in one]
-    return Totals(*counted), _whole(client, places)
+    rows = client.execute(query, {"subject": subject, "limit": limit, **window.values})
+    totals = Totals(*rows[0][1:]) if rows else Totals(0, 0, 0, 0)
+    return totals, _whole(client, [place for places, *_ in rows for place in places])
 
 
 def _whole(client: Client, places: Sequence[tuple[str, int]]) -> Iterator[Row]:

@@ -26,6 +26,7 @@ BENCHES = {
     "disclosure": ("Whose data an answer held", ["--requests", "80", "--rounds", "3"]),
     "verify": ("Verification and sealing", ["--records", "200000", "--leaves", "1000000"]),
     "export": ("Exports", ["--records", "200000"]),
+    "reading": ("Six years, read by people", []),
     "proofs": ("One proof", ["--records", "10000000"]),
     "risk": ("From a finding to the policy", []),
     "detect": ("Misuse found", ["--people", "2000", "--patients", "45000", "--misuses", "4"]),

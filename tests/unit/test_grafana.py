@@ -7,10 +7,10 @@ import time
 from collections import defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 import yaml
+from dashboards import query_of, seconds
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -187,38 +187,10 @@ def admin(house):
         yield client
 
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": DAY, "w": 7 * DAY, "y": 365 * DAY}
-
-
-def seconds(text):
-    return int(text[:-1]) * _SECONDS[text[-1]]
-
-
-def expanded(sql, since, interval, values):
-    """What the data source makes of `sql`; its macros and variables are those of version 4."""
-    for name, value in values.items():
-        sql = sql.replace(f"${{{name}:percentencode}}", quote(value, safe="-_.~"))
-    first, last = f"toDateTime({NOW - since})", f"toDateTime({NOW + 1})"
-    macros = {
-        "fromTime": lambda _: first,
-        "toTime": lambda _: last,
-        "timeFilter": lambda column: f"{column} >= {first} AND {column} <= {last}",
-        "timeInterval": lambda column: (
-            f"toStartOfInterval(toDateTime({column}), INTERVAL {interval} second)"
-        ),
-        "interval_s": lambda _: str(interval),
-    }
-    sql = re.sub(r"\$__(\w+)(?:\(([^()]*)\))?", lambda found: macros[found[1]](found[2]), sql)
-    assert "$" not in sql, sql
-    return sql
-
-
 def asked(client, board, panel, **values):
     """The answer to a panel's query: its columns' names, their types, and rows."""
-    since = seconds(panel.since or board.since.removeprefix("now-"))
-    interval = max(seconds(panel.least or "1s"), since // 1000)
     chosen = {"tenant": ALL, "subject": "n.reed", "patient": TOKEN} | values
-    sql = expanded(panel.sql, since, interval, chosen)
+    sql = query_of(board, panel, NOW, chosen)
     rows, columns = client.execute(sql, with_column_types=True)
     names, types = zip(*columns, strict=True)
     return names, types, rows

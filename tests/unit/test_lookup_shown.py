@@ -26,7 +26,7 @@ REQUEST = Request(
 )  # fmt: skip
 FOUND = Lookup(
     requests=(REQUEST,), total=1, people=1, denied=0, first=NOW, last=NOW, unresolved=0,
-    disclosures=1, other_keys=(),
+    disclosures=True, other_keys=(),
 )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_nothing_is_left_out_silently():
     assert "abcd0123" in told
     assert "could not be resolved" not in text_of(FOUND)
     assert "of every answer in this time it is known" in text_of(FOUND)
-    assert "no answer was looked into" in text_of(replace(FOUND, disclosures=0))
+    assert "no answer was looked into" in text_of(replace(FOUND, disclosures=False))
     assert "nobody" in text_of(replace(FOUND, requests=(), total=0, people=0))
     assert "a/b/3, 14" in told
     assert "patient 1" in text_of(FOUND, several=True)

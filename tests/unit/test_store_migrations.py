@@ -30,7 +30,7 @@ VECTORS = {
     for path in (Path(__file__).parents[1] / "vectors" / "store").glob("schema_*.json")
 }
 OLDER = range(1, migrations.VERSION)
-RECORDS = {1: 1, 2: 2, 3: 3, 4: 3, 5: 4, 6: 4, 7: 4}  # the record's schema by the database's
+RECORDS = {1: 1, 2: 2, 3: 3, 4: 3, 5: 4, 6: 4, 7: 4, 8: 4}  # the record's schema by the database's
 PLAIN = Layout("")
 _DEFAULTS = {"text": "", "int": 0, "time": 0, "bool": False, "texts": []}
 
