@@ -60,11 +60,11 @@ audit: $(VENV)/.dev
 	  -r deploy/image/requirements.txt
 
 # The wheel of the commit, built of nothing else, by the locked build tools.
-BUILD = $(CURDIR)/$(UV) build --quiet --wheel --build-constraints deploy/image/build.txt --require-hashes
-export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+BUILD = SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CURDIR)/$(UV) build --quiet --wheel \
+  --build-constraints deploy/image/build.txt --require-hashes
 
 wheel: $(VENV)/.dev
-	rm -rf build/commit && mkdir -p build/commit
+	rm -rf build/commit dist/*.whl && mkdir -p build/commit
 	git archive HEAD | tar -x -C build/commit
 	cd build/commit && $(BUILD) -o $(CURDIR)/dist
 
