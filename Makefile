@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench soak lock licences sbom audit wheel reproducible clean
+.PHONY: demo test bench soak reference lock licences sbom audit wheel reproducible clean
 
 demo: $(VENV)/.demo
 	$(BIN)/authz demo
@@ -26,6 +26,10 @@ soak: $(VENV)/.dev
 # PLUGIN is the program opa-envoy-plugin, the Check path's peer.
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench $(if $(PLUGIN),--plugin $(PLUGIN))
+
+# The pages of docs/reference, out of the code.
+reference: $(VENV)/.dev
+	$(BIN)/python -m docs.reference
 
 # What a release is made of: docs/releasing.md. `make lock UPGRADE=1` takes newer versions.
 UV := $(BIN)/uv

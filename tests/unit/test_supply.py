@@ -57,14 +57,14 @@ def test_nothing_is_locked_without_its_hash(name):
 
 @pytest.mark.parametrize("name", WANTED)
 def test_the_lock_installs(name, tmp_path):
-    """uv finds every locked file under its hash, that all of it goes together, what the project
-    asks for among it, and that nothing is left to be compiled."""
-    wanted = tmp_path / "wanted.txt"
-    wanted.write_text("\n".join(WANTED[name]))
+    """uv finds that all of it goes together and needs nothing else, that each has a hash, and that
+    there is nothing to be compiled."""
+    wheels = ["--no-build", "--python-version", "3.11", "--python-platform", "linux"]
     done = subprocess.run(
-        [sys.executable, "-m", "uv", "pip", "install", "--dry-run", "--no-build"]
-        + ["--require-hashes", "--target", tmp_path / "empty", "--python-version", "3.11"]
-        + ["--python-platform", "x86_64-manylinux_2_28", "-r", IMAGE / name],
+        [
+            *(sys.executable, "-m", "uv", "pip", "install", "--dry-run", "--require-hashes"),
+            *(*wheels, "--target", tmp_path / "empty", "-r", IMAGE / name),
+        ],
         capture_output=True,
         text=True,
         check=False,
