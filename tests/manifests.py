@@ -22,6 +22,7 @@ import yaml
 KUBERNETES = "1.37.0"
 KUBECONFORM = "github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0"
 CRDS = {
+    "github.com/cert-manager/cert-manager@v1.21.2": "deploy/crds/*.yaml",
     "istio.io/api@v1.31.1": "kubernetes/customresourcedefinitions.gen.yaml",
     "github.com/envoyproxy/gateway@v1.9.1": (
         "charts/gateway-helm/charts/crds/crds/generated/*.yaml"
