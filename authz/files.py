@@ -61,11 +61,8 @@ def create_file(path: Path, data: bytes) -> None:
 
 
 def is_open(path: Path) -> bool:
-    """Whether others than its owner may read a file. One that root has given to our group alone is
-    closed: a secret that Kubernetes mounts for a user is such a file. Raises `OSError`."""
-    stat = path.stat()
-    lent = 0o040 if stat.st_uid == 0 and os.geteuid() != 0 else 0
-    return bool(stat.st_mode & 0o077 & ~lent)
+    """Whether others than its owner may read a file. Raises `OSError`."""
+    return bool(path.stat().st_mode & 0o077)
 
 
 def lock_directory(directory: Path) -> int:
