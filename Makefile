@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench soak clean
+.PHONY: demo test bench soak lock licences sbom audit wheel reproducible clean
 
 demo: $(VENV)/.demo
 	$(BIN)/authz demo
@@ -27,6 +27,54 @@ soak: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench $(if $(PLUGIN),--plugin $(PLUGIN))
 
+# What a release is made of: docs/releasing.md. `make lock UPGRADE=1` takes newer versions.
+UV := $(BIN)/uv
+LOCK := $(UV) pip compile --quiet --generate-hashes --custom-compile-command 'make lock' \
+  --python-version 3.11 --python-platform x86_64-manylinux_2_28 $(if $(UPGRADE),--upgrade)
+
+lock: $(VENV)/.dev
+	$(LOCK) pyproject.toml --extra reports -o deploy/image/requirements.txt
+	$(BIN)/python -c "import tomllib; \
+	  print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" | \
+	  $(LOCK) - -o deploy/image/build.txt
+
+# What a server has installed, and nothing else: the locked packages, none built from source.
+build/production: deploy/image/requirements.txt $(VENV)/.dev
+	rm -rf $@ && $(UV) venv --quiet --python $(BIN)/python $@
+	$(UV) pip install --quiet --no-build --require-hashes --python $@ -r $<
+
+licences: build/production
+	{ sed '/^| Name/,$$d' docs/licences.md; \
+	  $(UV) tool run --quiet pip-licenses==5.5.5 --python $</bin/python --from=mixed \
+	    --format=markdown | sed -E 's/ +/ /g; s/-{3,}/---/g'; } > build/licences.md
+	mv build/licences.md docs/licences.md
+
+sbom: build/production
+	mkdir -p dist
+	$(UV) tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py environment --pyproject \
+	  pyproject.toml --output-reproducible -o dist/authz.cdx.json $</bin/python
+
+# --strict: what the database of advisories does not know is a failure, and not "none known".
+audit: $(VENV)/.dev
+	$(UV) tool run --quiet pip-audit==2.10.1 --strict --disable-pip --require-hashes \
+	  -r deploy/image/requirements.txt
+
+# The wheel of the commit, built of nothing else, by the locked build tools.
+BUILD = $(CURDIR)/$(UV) build --quiet --wheel --build-constraints deploy/image/build.txt --require-hashes
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+
+wheel: $(VENV)/.dev
+	rm -rf build/commit && mkdir -p build/commit
+	git archive HEAD | tar -x -C build/commit
+	cd build/commit && $(BUILD) -o $(CURDIR)/dist
+
+# The same again as somebody else would: in another place, with another umask and time zone.
+reproducible: wheel
+	rm -rf build/another && mkdir -p build/another/place
+	umask 077 && git archive HEAD | tar -x --no-same-permissions -C build/another/place
+	cd build/another/place && umask 077 && TZ=Asia/Tokyo $(BUILD) -o ..
+	cmp build/another/*.whl dist/authz-*.whl && sha256sum dist/authz-*.whl
+
 $(VENV)/.demo: pyproject.toml setup.py $(wildcard protos/authz/v1/*.proto)
 	@echo "Setting up $(VENV), once: about 1.5 GB from PyPI, which takes some minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,4 +88,4 @@ $(VENV)/.dev: pyproject.toml setup.py $(wildcard protos/authz/v1/*.proto)
 	@touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

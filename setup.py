@@ -1,5 +1,10 @@
-"""Compiles protos/ and takes deploy/ into the wheel; everything else is in pyproject.toml."""
+"""Compiles protos/ and takes deploy/ into the wheel; everything else is in pyproject.toml.
 
+With SOURCE_DATE_EPOCH set, a commit gives the same wheel wherever it is built: a wheel keeps the
+modes of its files, so these must not be the builder's umask.
+"""
+
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -8,6 +13,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+
+os.umask(0o022)
 
 
 class BuildPy(build_py):
@@ -22,6 +29,8 @@ class BuildPy(build_py):
                 ignore=shutil.ignore_patterns("__pycache__"),
                 dirs_exist_ok=True,
             )
+            for path in out.rglob("*"):
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
 
     def compile_protos(self, out: Path) -> None:
         from grpc_tools import protoc
