@@ -1,5 +1,6 @@
 """deploy/kubernetes as a cluster would get it: its overlays, built."""
 
+import base64
 import functools
 import subprocess
 from collections.abc import Iterator
@@ -45,9 +46,9 @@ class Pod:
                 return one
         return None
 
-    def environment(self, container: Object) -> dict[str, str]:
+    def environment(self, container: Object, called: str = "") -> dict[str, str]:
         """The variables that the container gets, as the kubelet puts them together; secrets that
-        are not here are called by their names."""
+        are not here are called by their names. `called` is the pod's."""
         found: dict[str, str] = {}
         for source in container.get("envFrom", []):
             reference = source["configMapRef"]
@@ -55,30 +56,28 @@ class Pod:
             assert values or reference.get("optional"), reference
             found |= values["data"] if values else {}
         for variable in container.get("env", []):
-            found[variable["name"]] = self._value(variable, found)
+            found[variable["name"]] = self._value(variable, found, called or f"{self.name}-0")
         return found
 
-    def _value(self, variable: Object, before: dict[str, str]) -> str:
+    def _value(self, variable: Object, before: dict[str, str], called: str) -> str:
         if "value" in variable:
             return expanded(variable["value"], before)
         [(kind, source)] = variable["valueFrom"].items()
         if kind == "fieldRef":
             assert source["fieldPath"] == "metadata.name"
-            return f"{self.name}-0"
+            return called
         assert kind == "secretKeyRef", kind
         secret = self.object("Secret", source["name"])
         return text_of(secret, source["key"]) if secret else f"{source['name']}/{source['key']}"
 
-    def command(self, container: Object) -> list[str]:
+    def command(self, container: Object, called: str = "") -> list[str]:
         """Without the image's entrypoint."""
-        environment = self.environment(container)
+        environment = self.environment(container, called)
         words = [*container.get("command", []), *container.get("args", [])]
         return [expanded(word, environment) for word in words]
 
 
 def text_of(secret: Object, key: str) -> str:
-    import base64
-
     return base64.b64decode(secret["data"][key]).decode()
 
 
