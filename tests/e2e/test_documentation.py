@@ -40,7 +40,8 @@ LINKED = [*DOCS, *sorted((CHECKOUT / "deploy").rglob("*.md"))]
 
 _CHECK = "/envoy.service.auth.v3.Authorization/Check"
 
-# Run by a test of their own: `make` targets, and the processes of the README.
+# Run by a test of their own: `make` targets, the processes of the README, and what wants a cluster
+# (by `make kubernetes`).
 _MAKE = re.compile(r"make (\w+)")
 _PARTS = re.compile(r"\.venv/bin/authz .*")
 
@@ -77,6 +78,8 @@ def kind(block: Block) -> str:
     """How a block of commands is tested."""
     if "demo-data" in block.text:
         return "kept"
+    if block.page.name == "kubernetes.md":
+        return "cluster"
     for name, form in (("make", _MAKE), ("parts", _PARTS)):
         if all(form.fullmatch(command) for command in commands(block)):
             return name

@@ -10,7 +10,6 @@ import base64
 import contextlib
 import http.client
 import os
-import shutil
 import socket
 import ssl
 import threading
@@ -19,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from containers import Container, Mount
 from image import Image
@@ -111,6 +109,13 @@ class Running:
         self._leaving.set()
         for container in self.containers.values():
             container.stop(0)
+
+    def port(self, wanted: Object) -> int:
+        """The container's, of a Service's."""
+        name = wanted.get("targetPort", wanted["name"])
+        ports = [port for one in self.pod.containers for port in one.get("ports", [])]
+        [number] = [port["containerPort"] for port in ports if port["name"] == name]
+        return int(number)
 
     def logs(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")
@@ -262,10 +267,3 @@ def names(found: Sequence[Object], instances: Mapping[str, Pod]) -> dict[str, li
 def write_hosts(path: Path, network: Network, told: Mapping[str, Sequence[str]]) -> None:
     lines = [f"{network.address(called)} {' '.join([called, *more])}" for called, more in told.items()]
     path.write_text("127.0.0.1 localhost\n" + "\n".join(lines) + "\n")
-
-
-def remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-
-
-Values = dict[str, Any]

@@ -1,4 +1,4 @@
-module scratch/etcd
+module authz/tests/interop/kubernetes/etcd
 
 go 1.26.0
 
