@@ -59,7 +59,10 @@ def _secret(name: str, content: Json) -> str:
 
 def _reference(name: str, directory: Path) -> Json:
     source = {"path": str(directory / f"{name}.yaml")}
-    return {"name": name, "sds_config": {"path_config_source": source, "resource_api_version": "V3"}}
+    return {
+        "name": name,
+        "sds_config": {"path_config_source": source, "resource_api_version": "V3"},
+    }
 
 
 def _socket(context: str, common: Json, **more: object) -> Json:
@@ -88,6 +91,4 @@ def _downstream(directory: Path, *, client_certificates: bool) -> Json:
     }
     if client_certificates:
         common["validation_context_sds_secret_config"] = _reference(_AUTHORITY, directory)
-    return _socket(
-        "DownstreamTlsContext", common, require_client_certificate=client_certificates
-    )
+    return _socket("DownstreamTlsContext", common, require_client_certificate=client_certificates)

@@ -127,9 +127,7 @@ def serve_metrics(address: str | None, serving: Callable[[], bool] | None = None
     metrics = server.get_app()
     assert metrics is not None
 
-    def answer(
-        environ: "WSGIEnvironment", start_response: "StartResponse"
-    ) -> Iterable[bytes]:
+    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         if environ["PATH_INFO"] != "/healthz" or serving is None:
             return metrics(environ, start_response)
         status = "200 OK" if serving() else "503 Service Unavailable"

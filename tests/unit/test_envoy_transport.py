@@ -2,8 +2,8 @@
 certificates without a restart."""
 
 import asyncio
-import os
 import shutil
+import socket
 import ssl
 from pathlib import Path
 
@@ -117,7 +117,7 @@ class Mounted:
 async def certificate(ours: Sidecar, context: ssl.SSLContext) -> bytes:
     """What a new connection is shown."""
     _, writer = await asyncio.open_connection(
-        "localhost", ours.ports["listen"], ssl=context, family=2
+        "localhost", ours.ports["listen"], ssl=context, family=socket.AF_INET
     )
     shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     writer.close()
@@ -141,12 +141,9 @@ def test_a_listener_with_tls(tmp_path):
         async with sidecar(tmp_path, edit) as ours:
             url = ours.url.replace("http://127.0.0.1", "https://localhost") + "/answer"
             headers = ours.headers("one")
-            async with aiohttp.ClientSession(connector=_ipv4(context)) as client:
-                async with client.get(url, headers=headers) as response:
-                    assert response.status == 200
-            async with aiohttp.ClientSession(connector=_ipv4(mounted.client(shown=False))) as client:
-                with pytest.raises((aiohttp.ClientError, ssl.SSLError)):
-                    await client.get(url, headers=headers)
+            assert await status(url, context, headers) == 200
+            with pytest.raises((aiohttp.ClientError, ssl.SSLError)):
+                await status(url, mounted.client(shown=False), headers)
             before = await certificate(ours, context)
             mounted.replace()
             async with asyncio.timeout(20):
@@ -156,8 +153,13 @@ def test_a_listener_with_tls(tmp_path):
     asyncio.run(run())
 
 
-def _ipv4(context: ssl.SSLContext) -> aiohttp.TCPConnector:
-    return aiohttp.TCPConnector(ssl=context, family=2)
+async def status(url: str, context: ssl.SSLContext, headers: dict[str, str]) -> int:
+    connector = aiohttp.TCPConnector(ssl=context, family=socket.AF_INET)
+    async with (
+        aiohttp.ClientSession(connector=connector) as client,
+        client.get(url, headers=headers) as response,
+    ):
+        return response.status
 
 
 def test_the_directory_is_the_files_own(tmp_path, monkeypatch):
@@ -166,5 +168,5 @@ def test_the_directory_is_the_files_own(tmp_path, monkeypatch):
     found = sockets(made(tmp_path, "--tls", ".", **NETWORK))
     [reference] = found["listener"]["common_tls_context"]["tls_certificate_sds_secret_configs"]
     path = reference["sds_config"]["path_config_source"]["path"]
-    assert os.path.isabs(path)
+    assert Path(path).is_absolute()
     assert str(tmp_path.resolve() / "tls.crt") in Path(path).read_text()

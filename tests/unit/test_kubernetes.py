@@ -67,9 +67,9 @@ def test_containers_are_closed(overlay):
     ],
 )
 def test_neither_end_of_a_pods_life_goes_unrecorded(overlay, expected):
-    """What decides and records is up before Envoy takes a request, and goes after it: sidecars start
-    in their order, each when the one before has started, and end in the opposite one. The drain is
-    the last of them, so Envoy is not told to stop before all that it knows is sent."""
+    """What decides and records is up before Envoy takes a request, and goes after it: sidecars
+    start in their order, each when the one before has started, and end in the opposite one. The
+    drain is the last of them, so Envoy is not told to stop before all that it knows is sent."""
     one = pod(overlay, "fhir")
     assert [each["name"] for each in one.spec["initContainers"]] == expected
     for container in one.spec["initContainers"]:
@@ -279,11 +279,12 @@ spec:
     assert {"name": "tls", "secret": {"secretName": "charts"}} in one.spec["volumes"]
 
 
-
 def test_the_sample_policy_is_whole():
     """The ConfigMap of the demo has every file of the policy, and no test of it."""
     directory = CHECKOUT / "deploy" / "opa"
-    [generator] = yaml.safe_load((directory / "kustomization.yaml").read_text())["configMapGenerator"]
+    [generator] = yaml.safe_load((directory / "kustomization.yaml").read_text())[
+        "configMapGenerator"
+    ]
     rego = {path.name for path in directory.glob("*.rego") if not path.name.endswith("_test.rego")}
     assert set(generator["files"]) == rego | {"data.json"}
 

@@ -35,11 +35,13 @@ def programs() -> Path:
     go = program("go", "golang")
     CACHE.mkdir(parents=True, exist_ok=True)
     major, minor, _ = VERSION.split(".")
-    flags = f"-s -w -X {_NAMED}gitVersion=v{VERSION} -X {_NAMED}gitMajor={major} -X {_NAMED}gitMinor={minor}"
+    said = {"gitVersion": f"v{VERSION}", "gitMajor": major, "gitMinor": minor}
+    flags = "-s -w " + " ".join(f"-X {_NAMED}{name}={text}" for name, text in said.items())
     for name, (directory, package) in _MODULES.items():
         if not (CACHE / name).exists():
             subprocess.run(
-                [go, "build", "-p", "2", "-trimpath", f"-ldflags={flags}", "-o", CACHE / name, package],
+                [go, "build", "-p", "2", "-trimpath", f"-ldflags={flags}", "-o", CACHE / name,
+                 package],
                 cwd=HERE / directory, env={**os.environ, "CGO_ENABLED": "0"}, check=True,
             )  # fmt: skip
     return CACHE
@@ -169,12 +171,11 @@ def test_what_is_wrong_would_be_seen(kubectl, tmp_path, old, new, told):
     ],
 )  # fmt: skip
 def test_what_the_pods_may_ask_of_the_cluster(kubectl, namespace, verb, what):
-    """Nothing: their service account is the namespace's own, no role is bound to it, and no token of
-    it is mounted."""
+    """Nothing: their service account is the namespace's own, no role is bound to it, and no token
+    of it is mounted."""
     for overlay in OVERLAYS:
         kinds = {each["kind"] for each in built(overlay)}
         assert not {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"} & kinds
     account = f"--as=system:serviceaccount:{namespace}:default"
     done = kubectl("auth", "can-i", verb, what, "-n", namespace, account)
     assert done.stdout.strip() == "no"
-

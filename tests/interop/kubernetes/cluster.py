@@ -1,5 +1,5 @@
-"""An overlay as it runs: its pods, and what a site has beside them: certificates, secrets, ClickHouse,
-a server of policy bundles.
+"""An overlay as it runs: its pods, and what a site has beside them: certificates, secrets,
+ClickHouse, a server of policy bundles.
 
 ClickHouse is the embedded one, since its image cannot be had here; of OPA and Envoy there are the
 programs, in the Debian that the image is made of.
@@ -88,7 +88,10 @@ class Cluster:
                 for called, running in self.instances.items():
                     if each["spec"]["selector"].items() <= running.pod.labels.items():
                         services[each["metadata"]["name"]] = {
-                            str(port["port"]): (self.network.command(called, []), running.port(port))
+                            str(port["port"]): (
+                                self.network.command(called, []),
+                                running.port(port),
+                            )
                             for port in each["spec"]["ports"]
                         }
         return {
@@ -113,9 +116,7 @@ def cluster(
 ) -> Iterator[Cluster]:
     """Nothing of it runs yet but what is outside. `more` are further pods, such as `fhir-1`."""
     found = built(overlay)
-    called = [
-        f"{one.name}-0" for one in pods(found) if one.name != "clickhouse"
-    ]
+    called = [f"{one.name}-0" for one in pods(found) if one.name != "clickhouse"]
     with network(OUTSIDE, *called, *more) as hosts, contextlib.ExitStack() as stack:
         authority, keys = Certificates(directory), Keys()
         store, process = _clickhouse(directory, hosts)

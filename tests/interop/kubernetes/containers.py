@@ -2,6 +2,7 @@
 and takes every right away, as Kubernetes' level `restricted` does.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -82,8 +83,8 @@ class Container:
         """What runs a command in it, as `kubectl exec` does."""
         settings = [f"{name}={value}" for name, value in self._all.items()]
         return [
-            "nsenter", f"--target={self.pid}", "--mount", "--pid", "--net", "--ipc", "--root", "--wd",
-            "env", "-i", *settings, *self._unprivileged(), *command,
+            "nsenter", f"--target={self.pid}", "--mount", "--pid", "--net", "--ipc", "--root",
+            "--wd", "env", "-i", *settings, *self._unprivileged(), *command,
         ]  # fmt: skip
 
     def run(self, *command: str, seconds: float = 60) -> "subprocess.CompletedProcess[str]":
@@ -114,7 +115,5 @@ class Container:
 
     def _signal(self, number: signal.Signals) -> None:
         if self.running:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
-            except ProcessLookupError:
-                pass

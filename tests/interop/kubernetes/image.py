@@ -2,7 +2,6 @@
 Dockerfile, one after the other.
 """
 
-import glob
 import os
 import shlex
 import shutil
@@ -54,7 +53,7 @@ def debian(directory: Path) -> Image:
 
 
 def build(base: Image, directory: Path) -> Image:
-    """What the Dockerfile makes of `base`. `dist/` of the checkout is what `make wheel sbom` made."""
+    """What the Dockerfile makes of `base`, with what `make wheel sbom` put into dist/."""
     stages: dict[str, Image] = {}
     image = base
     lines = DockerfileParser(fileobj=DOCKERFILE.open("rb")).structure
@@ -88,7 +87,9 @@ def build(base: Image, directory: Path) -> Image:
 
 def _run(image: Image, command: str) -> None:
     """As the builder does it: by the shell, as root, with a network."""
-    inside = 'mount --rbind /dev "$1/dev"; mount -t proc proc "$1/proc"; exec chroot "$1" sh -c "$2"'
+    inside = (
+        'mount --rbind /dev "$1/dev"; mount -t proc proc "$1/proc"; exec chroot "$1" sh -c "$2"'
+    )
     shared = {k: v for k, v in os.environ.items() if k.startswith("PIP_") or k == "SSL_CERT_FILE"}
     shared.pop("PIP_FIND_LINKS", None)
     done = subprocess.run(
@@ -106,11 +107,13 @@ def _copy(image: Image, stages: dict[str, Image], words: list[str]) -> None:
         from_root = stages[sources.pop(0).removeprefix("--from=")].root
     place = image.root / target.lstrip("/")
     for pattern in sources:
-        found = glob.glob(str(from_root / pattern.lstrip("/")))
+        found = list(from_root.glob(pattern.lstrip("/")))
         assert found, f"{pattern}: nothing to copy; run: make wheel sbom"
         for path in found:
             if from_root == CHECKOUT:
-                assert f"!{pattern}\n" in DOCKERFILE.with_name("Dockerfile.dockerignore").read_text()
+                assert (
+                    f"!{pattern}\n" in DOCKERFILE.with_name("Dockerfile.dockerignore").read_text()
+                )
             if target.endswith("/"):
                 place.mkdir(parents=True, exist_ok=True)
             subprocess.run(["cp", "-a", path, place], check=True)

@@ -1,6 +1,9 @@
 """A stand-in for kubectl, for the commands of docs/kubernetes.md, over pods that a test runs:
 
-    kubectl.py STATE apply -k DIR | -n NS exec POD [-c C] -- ... | rollout status ... | port-forward ...
+    kubectl.py STATE apply -k DIR
+    kubectl.py STATE -n NAMESPACE exec POD [-c CONTAINER] -- COMMAND
+    kubectl.py STATE -n NAMESPACE rollout status KIND/NAME
+    kubectl.py STATE -n NAMESPACE port-forward service/NAME OURS:THEIRS
 
 STATE is a JSON file: what runs a command in a container, by pod and container; which port of which
 network namespace a Service's is.

@@ -1,9 +1,9 @@
-"""Pods of an overlay, run as a kubelet runs them, on this machine: containers in their order, probes,
-restarts, hooks, and the end in the order of Kubernetes 1.37 (pkg/kubelet/kuberuntime,
+"""Pods of an overlay, run as a kubelet runs them, on this machine: containers in their order,
+probes, restarts, hooks, and the end in the order of Kubernetes 1.37 (pkg/kubelet/kuberuntime,
 kuberuntime_termination_order.go). Each pod is a host of a network of its own.
 
-ConfigMaps and Secrets are mounted as a kubelet mounts them; a Service is a name in /etc/hosts, so its
-port must be the pod's.
+ConfigMaps and Secrets are mounted as a kubelet mounts them; a Service is a name in /etc/hosts, so
+its port must be the pod's.
 """
 
 import base64
@@ -90,9 +90,7 @@ class Running:
         if self._watch:
             self._watch.join()
         with ThreadPoolExecutor(16) as pool:
-            hooks = {
-                name: pool.submit(self._pre_stop, name, grace) for name in self.containers
-            }
+            hooks = {name: pool.submit(self._pre_stop, name, grace) for name in self.containers}
 
             def end(name: str) -> None:
                 hooks[name].result()
@@ -177,7 +175,9 @@ class Running:
                 connection = http.client.HTTPConnection(host, port, timeout=5)
                 if asked.get("scheme") == "HTTPS":
                     trusting = ssl._create_unverified_context()  # noqa: S323 - as a kubelet's
-                    connection = http.client.HTTPSConnection(host, port, timeout=5, context=trusting)
+                    connection = http.client.HTTPSConnection(
+                        host, port, timeout=5, context=trusting
+                    )
                 with contextlib.closing(connection):
                     connection.request("GET", asked["path"])
                     return connection.getresponse().status < 400
@@ -247,7 +247,7 @@ def _mounted(place: Path, files: Mapping[str, bytes], mode: int, group: int) -> 
 
 
 def names(found: Sequence[Object], instances: Mapping[str, Pod]) -> dict[str, list[str]]:
-    """What each instance is called in DNS: its own name in a headless service, and its services'."""
+    """What each instance is called in DNS: by its services, by its own name in a headless one."""
     told: dict[str, list[str]] = {name: [] for name in instances}
     for service in found:
         if service["kind"] != "Service":
@@ -265,5 +265,7 @@ def names(found: Sequence[Object], instances: Mapping[str, Pod]) -> dict[str, li
 
 
 def write_hosts(path: Path, network: Network, told: Mapping[str, Sequence[str]]) -> None:
-    lines = [f"{network.address(called)} {' '.join([called, *more])}" for called, more in told.items()]
+    lines = [
+        f"{network.address(called)} {' '.join([called, *more])}" for called, more in told.items()
+    ]
     path.write_text("127.0.0.1 localhost\n" + "\n".join(lines) + "\n")

@@ -77,9 +77,9 @@ def test_the_image(images, tmp_path):
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay(overlay, images, opa, tmp_path):
-    """All its pods come up by themselves, whatever comes first; a request is allowed and one denied,
-    through Envoy; both are stored, and the log is verified; every container ends when it is told to,
-    and every hook well."""
+    """All its pods come up by themselves, whatever comes first; a request is allowed and one
+    denied, through Envoy; both are stored, and the log is verified; every container ends when it is
+    told to, and every hook well."""
     with cluster(overlay, tmp_path, images, opa) as house:
         begin = time.monotonic()
         house.start()
@@ -138,8 +138,9 @@ def counted(house: Cluster, **expected: int) -> None:
 
 
 def test_a_rollout_under_traffic(images, opa, tmp_path):
-    """One pod takes another's place while requests come. Every request that was answered, also while
-    the old pod went, has its decision and its access; and none was refused by a pod that was ready."""
+    """One pod takes another's place while requests come. Every request that was answered, also
+    while the old pod went, has its decision and its access; and none got another answer than the
+    policy's."""
     with cluster("demo", tmp_path, images, opa, ["fhir-1"]) as house:
         house.start(*(name for name in house.instances if name != "fhir-1"))
         answers: Counter[int] = Counter()
