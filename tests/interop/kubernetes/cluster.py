@@ -131,8 +131,8 @@ def cluster(
             stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         stack.callback(_end, server)
-        brought = _brought(found, authority, keys, public, store)
-        there = tuple(_told(each, hosts) for each in (*found, *brought))
+        brought = _brought(found, authority, keys, public)
+        there = tuple(_told(each, hosts, store) for each in (*found, *brought))
         instances = {f"{one.name}-0": one for one in pods(there) if one.name != "clickhouse"}
         instances |= {name: instances[f"{name.rpartition('-')[0]}-0"] for name in more}
         path = directory / "hosts"
@@ -152,17 +152,19 @@ def cluster(
 def _end(process: "subprocess.Popen[str]") -> None:
     process.terminate()
     process.wait(60)
+    if process.stdout:
+        process.stdout.close()
 
 
 def _clickhouse(directory: Path, hosts: Network) -> tuple[str, "subprocess.Popen[str]"]:
     """The store's URL as pods say it, and the server."""
     command = [sys.executable, "-m", "authz", "serve", "clickhouse", "--data-dir",
                str(directory / "clickhouse"), "--tcp", str(_CLICKHOUSE), "--json"]  # fmt: skip
-    log = (directory / "clickhouse.log").open("w")
-    process = subprocess.Popen(
-        hosts.command(OUTSIDE, command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=log, text=True, cwd=CHECKOUT,
-    )  # fmt: skip
+    with (directory / "clickhouse.log").open("w") as log:
+        process = subprocess.Popen(
+            hosts.command(OUTSIDE, command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=log, text=True, cwd=CHECKOUT,
+        )  # fmt: skip
     assert process.stdout
     store = json.loads(process.stdout.readline())["store"]
     return store.replace(f"127.0.0.1:{_CLICKHOUSE}", "clickhouse:9000"), process
@@ -185,7 +187,7 @@ def _bundles(directory: Path, opa: str) -> tuple[Path, str]:
 
 
 def _brought(
-    found: Sequence[Object], authority: Certificates, keys: Keys, public: str, store: str
+    found: Sequence[Object], authority: Certificates, keys: Keys, public: str
 ) -> Iterator[Object]:
     """What a site brings along, by the names under which pods ask for it."""
     spaces = {one.namespace for one in pods(tuple(found))}
@@ -195,7 +197,7 @@ def _brought(
         yield _secret("authz-privacy", namespace, {"privacy.key": "5e" * 32 + "\n"})
         yield _secret("console-oidc", namespace, {"client-secret": "said to nobody"})
         for name in ("receiver", "reader", "migrator"):
-            yield _secret(f"clickhouse-{name}", namespace, {"store": store})
+            yield _secret(f"clickhouse-{name}", namespace, {"store": ""})
     for each in found:
         if each["kind"] == "Certificate" and not each["spec"].get("isCA"):
             cert, key = authority.issue(*each["spec"]["dnsNames"])
@@ -216,8 +218,14 @@ def _secret(name: str, namespace: str, files: Mapping[str, str]) -> Object:
     return _object("Secret", name, namespace, data)
 
 
-def _told(each: Object, hosts: Network) -> Object:
-    """With the site's addresses in place of examples."""
-    text = yaml.safe_dump(each)
+def _told(each: Object, hosts: Network, store: str) -> Object:
+    """With the addresses that there are here, and more time for a machine that is busy."""
     bundles = f"http://{hosts.address(OUTSIDE)}:{_BUNDLES}"
-    return yaml.safe_load(text.replace("https://bundles.example.org", bundles))
+    text = yaml.safe_dump(each).replace("https://bundles.example.org", bundles)
+    told: Object = yaml.safe_load(text)
+    if told["kind"] == "Secret" and "store" in told["data"]:
+        told["data"]["store"] = base64.b64encode(store.encode()).decode()
+    if told["kind"] == "ConfigMap" and told["metadata"]["name"].startswith(("authz-v", "authz-s")):
+        if "authz.yaml" not in told["data"]:
+            told["data"] |= {"AUTHZ_TIMEOUT": "5s", "AUTHZ_EXT_AUTHZ__TIMEOUT_MS": "5000"}
+    return told

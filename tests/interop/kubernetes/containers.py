@@ -48,7 +48,7 @@ class Container:
             self._place(mount)
             line += [how, mount.source, mount.target]
         line += ["--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts",
-                 "--die-with-parent", "--info-fd", str(write), "--clearenv"]  # fmt: skip
+                 "--info-fd", str(write), "--clearenv"]  # fmt: skip
         for name, value in self._all.items():
             line += ["--setenv", name, value]
         with self.log.open("ab") as log:

@@ -2,10 +2,13 @@
 Dockerfile, one after the other.
 """
 
+import hashlib
+import io
 import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -53,21 +56,29 @@ def debian(directory: Path) -> Image:
 
 
 def build(base: Image, directory: Path) -> Image:
-    """What the Dockerfile makes of `base`, with what `make wheel sbom` put into dist/."""
+    """What the Dockerfile makes of `base`, with what `make wheel sbom` put into dist/. Where it made
+    the same of the same before, its files are taken as they are."""
     stages: dict[str, Image] = {}
     image = base
-    lines = DockerfileParser(fileobj=DOCKERFILE.open("rb")).structure
+    lines = DockerfileParser(fileobj=io.BytesIO(DOCKERFILE.read_bytes())).structure
+    made, key = directory / "made", _key(lines)
+    known = made.exists() and made.read_text() == key
+    made.unlink(missing_ok=True)
     for line in lines:
         value = line["value"]
         match line["instruction"]:
             case "FROM":
                 name = value.partition(" AS ")[2] or "final"
-                shutil.rmtree(directory / name, ignore_errors=True)
-                image = stages[name] = base.copy(directory / name)
+                if not known:
+                    shutil.rmtree(directory / name, ignore_errors=True)
+                    base.copy(directory / name)
+                image = stages[name] = Image(directory / name)
             case "RUN":
-                _run(image, value)
+                if not known:
+                    _run(image, value)
             case "COPY":
-                _copy(image, stages, shlex.split(value))
+                if not known:
+                    _copy(image, stages, shlex.split(value))
             case "ENV":
                 for word in shlex.split(value):
                     name, _, text = word.partition("=")
@@ -82,7 +93,19 @@ def build(base: Image, directory: Path) -> Image:
                 pass
             case other:
                 raise AssertionError(f"{DOCKERFILE}: nobody runs {other} here")
+    made.write_text(key)
     return image
+
+
+def _key(lines: Sequence[Mapping[str, str]]) -> str:
+    """Of the definition, and of all that it copies out of the checkout."""
+    found = hashlib.sha256(DOCKERFILE.read_bytes())
+    for line in lines:
+        if line["instruction"] == "COPY" and "--from" not in line["value"]:
+            for pattern in shlex.split(line["value"])[:-1]:
+                for path in sorted(CHECKOUT.glob(pattern)):
+                    found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def _run(image: Image, command: str) -> None:

@@ -60,7 +60,7 @@ class Running:
     def directory(self) -> Path:
         return self.node.directory / self.called
 
-    def start(self, patience: float = 180) -> None:
+    def start(self, patience: float = 400) -> None:
         """Returns once it is ready. Raises `AssertionError` with the last words of what is not."""
         begin = time.monotonic()
         for spec in self.pod.spec.get("initContainers", []):
@@ -164,6 +164,8 @@ class Running:
 
     def _probe(self, spec: Object, probe: Object) -> bool:
         """One attempt, from where the kubelet is: outside of the pod, at its address."""
+        if "exec" in probe:
+            return self.containers[spec["name"]].run(*probe["exec"]["command"]).returncode == 0
         [(how, asked)] = [(key, probe[key]) for key in ("httpGet", "tcpSocket") if key in probe]
         ports = {port["name"]: port["containerPort"] for port in spec["ports"]}
         host, port = self.node.network.address(self.called), ports[asked["port"]]
