@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench soak reference lock licences sbom audit wheel reproducible clean
+.PHONY: demo test bench soak image image-check kubernetes reference lock licences sbom audit wheel reproducible clean
 
 demo: $(VENV)/.demo
 	$(BIN)/authz demo
@@ -30,6 +30,27 @@ bench: $(VENV)/.dev
 # The pages of docs/reference, out of the code.
 reference: $(VENV)/.dev
 	$(BIN)/python -m docs.reference
+
+# deploy/prometheus' alerts, for the Prometheus operator.
+deploy/kubernetes/components/monitoring/alerts.yaml: deploy/prometheus/alerts.yaml
+	{ printf '%s\n' '# By `make $@`, of $<.' 'apiVersion: monitoring.coreos.com/v1' \
+	  'kind: PrometheusRule' 'metadata:' '  name: authz' '  namespace: authz' 'spec:'; \
+	  sed 's/^/  /; s/ *$$//' $<; } > $@
+
+# The container image, of the last commit: deploy/image/README.md.
+BUILD_IMAGE ?= docker buildx build --sbom=true --provenance=mode=max --push
+image: wheel sbom
+	@test -n "$(IMAGE)" -a -n "$(BASE)" || { echo "give IMAGE=place:tag and BASE=image@digest: deploy/image/README.md"; exit 2; }
+	$(BUILD_IMAGE) --file deploy/image/Dockerfile --build-arg BASE=$(BASE) --tag $(IMAGE) .
+
+# Its steps, one by one, without a container engine; wants root and Debian's bubblewrap, mmdebstrap.
+image-check: wheel sbom
+	$(BIN)/pytest tests/interop/kubernetes/running.py -k test_the_image
+
+# The overlays of deploy/kubernetes: taken by Kubernetes' own API server, built once for this (some
+# minutes), then run as a kubelet would run them. Wants root, Go, OPA, bubblewrap, mmdebstrap, socat.
+kubernetes: wheel sbom
+	$(BIN)/pytest -s tests/interop/kubernetes/apiserver.py tests/interop/kubernetes/running.py
 
 # What a release is made of: docs/releasing.md. `make lock UPGRADE=1` takes newer versions.
 UV := $(BIN)/uv

@@ -29,16 +29,17 @@ class Certificates:
         self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(
-        self, name: str, *, days: int = 1, uri: str = "", file: str = ""
+        self, name: str, *more: str, days: int = 1, uri: str = "", file: str = ""
     ) -> tuple[Path, Path]:
-        """The files of a certificate for `name` (host name or address) and of its key; `days` may
-        be negative. `file` is their stem."""
+        """The files of a certificate for `name` (host name or address), and `more` host names, and
+        of its key; `days` may be negative. `file` is their stem."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)] if uri else []
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(name)))
         except ValueError:
             names.append(x509.DNSName(name))
+        names += map(x509.DNSName, more)
         certificate = (
             _builder(_name(name), self._name, key, days)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)

@@ -10,13 +10,13 @@ HOST = "127.0.0.1"
 class Relay:
     """Listens on `address` and passes every connection on to ``target``, until it is cut."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, listen: tuple[str, int] = (HOST, 0)) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self._whole = True
         self._open: set[socket.socket] = set()
-        self._server = socket.create_server((HOST, 0))
-        self.address = f"{HOST}:{self._server.getsockname()[1]}"
+        self._server = socket.create_server(listen)
+        self.address = f"{listen[0]}:{self._server.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:

@@ -8,6 +8,7 @@ from authz.cli import (  # noqa: F401 - each registers its commands
     break_glass,
     demo,
     doctor,
+    envoy_config,
     export,
     feeds,
     findings,

@@ -4,6 +4,7 @@ Every key has its meaning beside it; ``authz config`` prints them. A key or valu
 an error that names it, its line and the mend.
 """
 
+from authz.config.addresses import is_local
 from authz.config.file import describe, load
 from authz.config.keys import (
     Address,
@@ -38,5 +39,6 @@ __all__ = [
     "Webhook",
     "Witness",
     "describe",
+    "is_local",
     "load",
 ]

@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
 from authz.blocks import Blocks
-from authz.config import Config
+from authz.config import Config, is_local
 from authz.console.access import Access
 from authz.console.app import sessions
 from authz.console.checking import Checking, CheckingPages
@@ -32,7 +32,6 @@ from authz.policy.embedded import close_standard_output
 from authz.policy.engine import Engine
 from authz.record.privacy import PrivacyKey, load_key
 from authz.serve.engines import engine_of
-from authz.serve.tls import is_local
 from authz.serve.writer import Writer
 
 Loop: TypeAlias = Callable[[], Awaitable[None]]

@@ -61,7 +61,7 @@ async def serve(given: Config) -> None:
     )  # fmt: skip
     processor = Processor(config.disclosure, keeper, key)
     health = CoreHealth([_SERVICE])
-    grpc_server.serve_metrics(options.metrics)
+    grpc_server.serve_metrics(options.metrics, lambda: health.serving)
     server = _server(options, service, processor, health, engine)
     grpc_server.clear_socket(options.listen)
     server.start(options.listen, credentials)

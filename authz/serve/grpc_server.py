@@ -5,9 +5,9 @@ import contextlib
 import gc
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -15,6 +15,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import disable_created_metrics, start_http_server
 
 from authz.errors import UsageError
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 _COLLECT_AFTER = 50_000  # objects made and not freed
 
@@ -110,16 +113,28 @@ def clear_socket(listen: str) -> None:
             raise UsageError(f"--listen {listen}: the socket is in use; choose another")
 
 
-def serve_metrics(address: str | None) -> None:
-    """Prometheus metrics on ``host:port``. Raises `UsageError`."""
+def serve_metrics(address: str | None, serving: Callable[[], bool] | None = None) -> None:
+    """Prometheus metrics on ``host:port``, and at ``/healthz`` whether this is `serving`, for who
+    cannot ask over gRPC: an orchestrator has no certificate of ours. Raises `UsageError`."""
     if address is None:
         return
     disable_created_metrics()  # type: ignore[no-untyped-call] # many lines, nobody's question
     host, _, port = address.rpartition(":")
     try:
-        start_http_server(int(port), host.strip("[]"))
+        server, _ = start_http_server(int(port), host.strip("[]"))
     except OSError as error:
         raise UsageError(f"--metrics {address}: {error.strerror}; choose another") from None
+    metrics = server.get_app()
+    assert metrics is not None
+
+    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/healthz" or serving is None:
+            return metrics(environ, start_response)
+        status = "200 OK" if serving() else "503 Service Unavailable"
+        start_response(status, [("content-type", "text/plain"), ("cache-control", "no-store")])
+        return [b"serving\n" if status.startswith("200") else b"not serving; the log says why\n"]
+
+    server.set_app(answer)
 
 
 @contextlib.asynccontextmanager

@@ -63,7 +63,7 @@ async def serve(config: Config) -> None:
     anchors = Anchors(config.receiver, store, log, committer, owner)
     losses = EnvoyLosses(config.receiver, directory / "envoys.json", intake, committer)
     health = grpc_server.Health(_SERVICES)
-    grpc_server.serve_metrics(config.receiver.metrics)
+    grpc_server.serve_metrics(config.receiver.metrics, lambda: health.serving)
     new = journal.next == 0
     if new:
         await _tell_beginning(committer, log, before)  # in front of all that comes in

@@ -1,6 +1,5 @@
 """Certificates of our servers; the gRPC ones read them again when their files change."""
 
-import ipaddress
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import grpc
 import structlog
 
-from authz.config import ExtAuthz, Served
+from authz.config import ExtAuthz, Served, is_local
 from authz.errors import UsageError
 from authz.serve.forward import CHANNEL_OPTIONS
 
@@ -52,17 +51,6 @@ def _files(section: str, options: Served) -> tuple[Path, Path, Path | None] | No
             f" {section}.plaintext: true where the network is private"
         )
     return None
-
-
-def is_local(listen: str) -> bool:
-    """Whether only this host reaches it."""
-    if listen.startswith("unix://"):
-        return True
-    host = listen.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class ServerTls:

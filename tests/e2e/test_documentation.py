@@ -43,7 +43,8 @@ INDEX = CHECKOUT / "docs" / "README.md"
 
 _CHECK = "/envoy.service.auth.v3.Authorization/Check"
 
-# Run by a test of their own: `make` targets, and the processes of the README.
+# Run by a test of their own: `make` targets, the processes of the README, and what wants a cluster
+# (by `make kubernetes`).
 _MAKE = re.compile(r"make (\w+)( [A-Z]+=\w+)?")
 _PARTS = re.compile(r"\.venv/bin/authz .*")
 
@@ -82,6 +83,8 @@ def kind(block: Block) -> str:
         return "kept"
     if "ssh-keygen" in block.text:  # tests/unit/test_supply.py runs these
         return "release"
+    if block.page.name == "kubernetes.md":
+        return "cluster"
     for name, form in (("make", _MAKE), ("parts", _PARTS)):
         if all(form.fullmatch(command) for command in commands(block)):
             return name
