@@ -19,7 +19,7 @@ from authz.proof import make_proof
 from authz.record import FIELDS, Record, read_place
 from authz.record.privacy import PrivacyKey
 from authz.report import findings
-from authz.report.explained import explanations
+from authz.report.explained import Asked, explanations
 from authz.report.lookup import look_up
 from authz.store import pages, policies, tiles
 from authz.store.client import Client
@@ -251,12 +251,6 @@ def _proof(client: Client, origin: str, index: int) -> tuple[str, Record] | None
 
 def _explanations(client: Client, record: Record, tokens: Sequence[str]) -> dict[int, str]:
     numbers = {token: number for number, token in enumerate(tokens, 1)}
-    asked = _Asked(str(record.get("subject", "")), cast(int, record.get("time", 0)), len(tokens))
-    _, [found] = explanations(client, numbers, [asked])
+    subject, time = str(record.get("subject", "")), cast(int, record.get("time", 0))
+    _, [found] = explanations(client, numbers, [Asked(subject, time, tuple(numbers.values()))])
     return {one.patient: one.kind.replace("_", " ") for one in found}
-
-
-class _Asked:
-    def __init__(self, subject: str, time: int, patients: int) -> None:
-        self.subject, self.time = subject, time
-        self.patients = tuple(range(1, patients + 1))
