@@ -19,7 +19,6 @@ from authz.cli.lookup import keys_of
 from authz.cli.times import moment
 from authz.errors import UsageError
 from authz.files import replace_file
-from authz.record import FIELD
 from authz.record.privacy import PrivacyKey
 
 if TYPE_CHECKING:
@@ -85,18 +84,13 @@ class Asked:
 
     def look(self, patients: Sequence[str], key_id: str = "") -> dict[str, object]:
         """Puts the look on record, with the tokens of the patients that are shown."""
-        from authz.report.looks import look_notice
+        from authz.report.looks import look_notices
 
         since, until = self.window.since_us or 0, self.window.until_us or 0
-        asked = {"since": since, "until": until, **self.details}
-        most = FIELD["patients"].items
-        notices = [
-            look_notice(
-                f"report {self.command}", user(), self.reason, self.purpose,
-                patients[begin : begin + most], self.now_us, asked,
-            )
-            for begin in range(0, len(patients) or 1, most)
-        ]  # fmt: skip
+        notices = look_notices(
+            f"report {self.command}", user(), self.reason, self.purpose, patients, self.now_us,
+            {"since": since, "until": until, **self.details},
+        )  # fmt: skip
         told = record_all(self.options.ext_authz, self.data_dir, notices, key_id)
         return {"origin": told.origin, "writer": told.writer, "seq": told.seq}
 
