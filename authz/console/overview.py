@@ -29,7 +29,7 @@ from authz.store.timelines import Minute
 _DAY_US: Final = 24 * 3_600 * 1_000_000
 _MONTH_US: Final = 30 * _DAY_US
 _MINUTES: Final = 30
-_NEWEST: Final = 10
+_NEWEST: Final = 6
 _SHARED_SECONDS: Final = 4  # however many look, the database is asked this often at most
 
 

@@ -28,7 +28,7 @@ from authz.store.timelines import Seen
 
 _DAY_US = 24 * 3_600 * 1_000_000
 _LIMIT = 200
-_PATIENTS = 20
+_PATIENTS = 15
 _MONTH_US = 30 * _DAY_US
 _SIX_YEARS_US = 6 * 366 * _DAY_US
 
@@ -108,10 +108,11 @@ class Pages:
              ("usual for their role", [one.role_patients for one in days])],
         )  # fmt: skip
         first, last = words.date_of(visit.now_us - _MONTH_US), words.date_of(visit.now_us)
+        drawn = timeline(when, first, last, _short)
         return await visit.show(
             "person.html", subject=subject, days=days, habits=habits, rows=latest, patients=seen,
-            timeline=timeline(when, first, last, _short), findings=told, picture=picture,
-            names=await visit.names([subject]),
+            timeline=drawn, whom=charts.dots(drawn.periods, drawn.rows), findings=told,
+            picture=picture, names=await visit.names([subject]),
             may_block=await self._site.access.may(visit.person, "block", subject),
         )  # fmt: skip
 
@@ -144,13 +145,13 @@ class Pages:
         for one in when:
             people[one.whom] = people.get(one.whom, 0) + one.requests
         names = await visit.names(people)
-        first = min((one.day for one in when), default=None)
-        drawn = first and timeline(
-            when, first, words.date_of(visit.now_us), lambda one: names.get(one, one) or "(nobody)"
-        )
+        last = words.date_of(visit.now_us)
+        first = min((one.day for one in when), default=last)
+        drawn = timeline(when, first, last, lambda one: names.get(one, one) or "(nobody)")
         return await visit.show(
             "patient.html", tokens=tokens, found=found, people=people, revealed=revealed,
             reason=reason, names=names, timeline=drawn,
+            picture=charts.dots(drawn.periods, drawn.rows),
             may_name=await self._site.access.may(visit.person, "names"),
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Who looked at whom over time: a picture, and the same as figures."""
+"""Who looked at whom over time: rows for a picture, and the same as figures."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Final
 
-from authz.console import charts
 from authz.store.timelines import Seen
 
 _ROWS: Final = 15
@@ -16,20 +15,21 @@ _COLUMNS: Final = 45
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """By `unit`, a day, a week or a month. `figures` are period, whom, and requests, the newest
-    first; `more` is how many others there are, with fewer requests than those."""
+    """By `unit`, a day, a week or a month. `rows` have a name, and the requests in each of
+    `periods`; `figures` period, whom, and requests, the newest first. `more` is how many others
+    there are, with fewer requests than those."""
 
-    picture: str
     unit: str
+    periods: list[str]
+    rows: list[tuple[str, list[int]]]
     figures: list[tuple[str, str, int]]
     more: int
 
 
 def timeline(
     found: Sequence[Seen], first: date, last: date, name: Callable[[str], str]
-) -> Timeline | None:
-    """From the day `first` to `last`; `name` is how somebody is called in the picture. None where
-    there is nothing."""
+) -> Timeline:
+    """From the day `first` to `last`; `name` is how somebody is called in the picture."""
     totals = Counter[str]()
     for one in found:
         totals[one.whom] += one.requests
@@ -45,9 +45,7 @@ def timeline(
         ((period, whom, number) for (period, whom), number in counted.items() if number),
         key=lambda one: (one[0], one[2]), reverse=True,
     )  # fmt: skip
-    if not shown:
-        return None
-    return Timeline(charts.dots(periods, rows), unit, figures, len(totals) - len(shown))
+    return Timeline(unit, periods, rows, figures, len(totals) - len(shown))
 
 
 def _unit(first: date, last: date) -> tuple[str, Callable[[date], str]]:

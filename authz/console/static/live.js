@@ -45,6 +45,7 @@ if (live) {
   };
 
   button.type = "button";
+  button.className = "quiet";
   button.textContent = "Pause";
   button.setAttribute("aria-pressed", "false");
   button.addEventListener("click", () => {
@@ -52,6 +53,7 @@ if (live) {
     wait(0);
   });
   document.addEventListener("visibilitychange", () => wait(0));
-  live.append(button, state);
+  state.textContent = "Live";
+  live.append(state, button);
   wait();
 }
