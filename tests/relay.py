@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 
 HOST = "127.0.0.1"
 
@@ -29,6 +30,10 @@ class Relay:
     def mend(self) -> None:
         self._whole = True
 
+    def forward(self, data: bytes, target: socket.socket) -> None:
+        """What goes to the target."""
+        target.sendall(data)
+
     def close(self) -> None:
         self.cut()
         self._server.close()
@@ -45,16 +50,30 @@ class Relay:
                 return
             with socket.create_connection(self._target) as far:
                 self._open |= {near, far}
-                back = threading.Thread(target=_pass, args=(far, near), daemon=True)
+                back = threading.Thread(target=_pass, args=(far, near, near.sendall), daemon=True)
                 back.start()
-                _pass(near, far)
+                _pass(near, far, lambda data: self.forward(data, far))
                 back.join()
                 self._open -= {near, far}
 
 
-def _pass(source: socket.socket, target: socket.socket) -> None:
+class Holding(Relay):
+    """Holds back what has a mark in it, until it may go on."""
+
+    def __init__(self, target: str, mark: bytes) -> None:
+        self.mark, self.held, self.may = mark, threading.Event(), threading.Event()
+        super().__init__(target)
+
+    def forward(self, data: bytes, target: socket.socket) -> None:
+        if self.mark in data:
+            self.held.set()
+            self.may.wait(30)
+        super().forward(data, target)
+
+
+def _pass(source: socket.socket, target: socket.socket, forward: Callable[[bytes], None]) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
-            target.sendall(data)
+            forward(data)
     with contextlib.suppress(OSError):
         target.shutdown(socket.SHUT_WR)

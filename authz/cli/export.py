@@ -69,7 +69,7 @@ def export(
     is recorded first."""
     from authz.report.exports.write import write_export
     from authz.report.looks import look_notice
-    from authz.store import checkpoints, migrations
+    from authz.store import checkpoints, migrations, pages
     from authz.store.client import QUERY_ERRORS, connect, explain
     from authz.store.exports import Selection
     from authz.store.lookups import Window
@@ -97,7 +97,7 @@ def export(
         None if since is None else moment("--since", since, now_us),
         None if until is None else moment("--until", until, now_us),
     )
-    wanted = Selection(window, person, tuple(tokens), kinds)
+    wanted = Selection(window, pages.Filters(subject=person, patients=tuple(tokens)), kinds)
     if form == "bundle" and wanted != Selection():
         raise UsageError(
             "--format bundle: it holds whole logs; --since, --until, --subject, --patient and"

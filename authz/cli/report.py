@@ -1,6 +1,5 @@
 """``authz report``: what is given to patients, officers and auditors."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,11 +23,9 @@ from authz.cli.report_made import (
     Until,
     asked,
 )
-from authz.errors import UnavailableError, UsageError
+from authz.errors import UsageError
 
 if TYPE_CHECKING:
-    from authz.report.document import Cell
-    from authz.report.lookup import Lookup
     from authz.store.client import Client
 
 group = typer.Typer(
@@ -49,7 +46,6 @@ Identifiers = Annotated[
         " address)."
     ),
 ]
-_ALL = 1_000_000  # requests: an accounting that leaves out older ones is none
 
 
 @group.command()
@@ -83,15 +79,13 @@ def disclosures(
 ) -> None:
     """Accounting of disclosures of a patient, as 45 CFR 164.528 has it."""
     from authz.report import disclosures as accounting
-    from authz.report.people import people as known_people
-    from authz.store import reports
-    from authz.store.lookups import EVER
+    from authz.report import kinds
 
     report = asked(
         "disclosures", file=file, store=store, receiver=receiver, data_dir=data_dir, reason=reason,
         purpose=purpose, since=since, until=until, privacy_key=privacy_key, trust=trust,
         as_json=as_json, html=html, pdf=pdf, issuer=issuer,
-        details={"with_suspended": with_suspended}, reads={"--people": people},
+        details={"with_suspended": with_suspended}, people=people,
     )  # fmt: skip
     earliest = accounting.earliest(report.now_us)
     if (report.window.since_us or earliest) < earliest:
@@ -104,24 +98,11 @@ def disclosures(
 
     def ask(client: "Client") -> None:
         looked = report.look(tokens, key_id)
-        found = _seen(client, report, tokens, _ALL)
-        said = reports.notices(client, [accounting.ENTERED, accounting.SUSPENDED], EVER, tokens)
-        known = known_people(client, {one.subject for one in found.requests}, people)
-        told = accounting.account(
-            found.requests, said, known, report.window, report.now_us, summarise=not each
-        )
-        if found.more:
-            raise UnavailableError(f"there are more than {_ALL:,} requests; give a later --since")
-        if not said:
-            _could_tell(found)
-        rests_on = report.rests_on(client, sorted(told.policies), found.other_keys)
-        document = accounting.document(
-            told, rests_on, [*_whom(identifier, name), *report.about], issuer,
+        made = kinds.disclosures(
+            client, report.frame, _named(identifier, name), tokens, each=each,
             with_suspended=with_suspended,
         )  # fmt: skip
-        report.give(
-            document, accounting.to_json(told, with_suspended=with_suspended), rests_on, looked
-        )
+        report.give(made, looked)
 
     report.ask(ask)
 
@@ -152,38 +133,22 @@ def patient_(
     as_json: Json = False,
 ) -> None:
     """Access report: everybody who saw a patient or tried to, and each request."""
-    from dataclasses import asdict
-
-    from authz.report import access
-    from authz.report import disclosures as accounting
-    from authz.report.people import people as known_people
-    from authz.store import reports
-    from authz.store.lookups import EVER
+    from authz.report import kinds
 
     report = asked(
         "patient", file=file, store=store, receiver=receiver, data_dir=data_dir, reason=reason,
         purpose=purpose, since=since, until=until, privacy_key=privacy_key, trust=trust,
         as_json=as_json, html=html, pdf=pdf, issuer=issuer,
-        details={"limit": limit, "for_patient": for_patient}, reads={"--people": people},
+        details={"limit": limit, "for_patient": for_patient}, people=people,
     )  # fmt: skip
     identifier, tokens, key_id = _one(report, patient)
 
     def ask(client: "Client") -> None:
         looked = report.look(tokens, key_id)
-        found = _seen(client, report, tokens, limit)
-        _could_tell(found)
-        known = known_people(client, {one.subject for one in found.requests}, people)
-        said = reports.notices(client, [accounting.SUSPENDED], EVER, tokens)
-        kept = accounting.without_suspended(found, said, known, report.now_us)
-        marking = "" if for_patient or kept is found else accounting.INTERNAL
-        found = kept if for_patient else found
-        known = {one.subject: known[one.subject] for one in found.requests if one.subject}
-        used = {one.policy_revision for one in found.requests}
-        rests_on = report.rests_on(client, sorted(used), found.other_keys)
-        head = [*_whom(identifier, name), *report.about]
-        document = access.document(found, known, rests_on, head, issuer, marking)
-        told = found.to_json() | {"known": [asdict(one) for one in known.values()]}
-        report.give(document, told, rests_on, looked)
+        made = kinds.patient_access(
+            client, report.frame, _named(identifier, name), tokens, limit, for_patient=for_patient
+        )
+        report.give(made, looked)
 
     report.ask(ask)
 
@@ -209,33 +174,16 @@ def breach(
     as_json: Json = False,
 ) -> None:
     """Breach list: every patient whose data one person may have got, as 164.404 wants it."""
-    from authz.report import breach as breaches
-    from authz.report.people import identified
-    from authz.store import reports
+    from authz.report import kinds
 
     report = asked(
         "breach", file=file, store=store, receiver=receiver, data_dir=data_dir, reason=reason,
         purpose=purpose, since=since, until=until, privacy_key=privacy_key, trust=trust,
         as_json=as_json, html=html, pdf=pdf, issuer=issuer,
         details={"about": as_given("--subject", subject, "subject")},
-        reads={"--identifiers": identifiers, "--people": people},
+        people=people, identifiers=identifiers,
     )  # fmt: skip
-    keys = report.keys() if identifiers else []
-
-    def ask(client: "Client") -> None:
-        attempts, affected = reports.affected(client, subject, report.window)
-        tokens = [one.token for one in affected]
-        known = identified(tokens, keys, identifiers) if identifiers else {}
-        found = breaches.breach(attempts, affected, known)
-        rests_on = report.rests_on(client)
-        head = [("Person", _person(client, subject, people)), *report.about]
-        document = breaches.document(
-            found, rests_on, head, issuer, asked=identifiers is not None
-        )  # fmt: skip
-        looked = report.look(tokens, keys[0].id if keys else "")
-        report.give(document, {"subject": subject, **found.to_json()}, rests_on, looked)
-
-    report.ask(ask)
+    report.ask(lambda client: report.give(kinds.breach(client, report.frame, subject)))
 
 
 @group.command()
@@ -260,31 +208,16 @@ def user(
     as_json: Json = False,
 ) -> None:
     """Activity report: what a person did, when, in which confirmed roles, and why."""
-    from authz.report import activity
-    from authz.report.people import identified
-    from authz.report.people import people as known_people
+    from authz.report import kinds
 
     report = asked(
         "user", file=file, store=store, receiver=receiver, data_dir=data_dir, reason=reason,
         purpose=purpose, since=since, until=until, privacy_key=privacy_key, trust=trust,
         as_json=as_json, html=html, pdf=pdf, issuer=issuer,
         details={"about": as_given("--subject", subject, "subject"), "limit": limit},
-        reads={"--identifiers": identifiers, "--people": people},
+        people=people, identifiers=identifiers,
     )  # fmt: skip
-    keys = report.keys() if identifiers else []
-
-    def ask(client: "Client") -> None:
-        found = activity.activity(client, subject, report.window, limit)
-        known = identified(found.tokens, keys, identifiers) if identifiers else {}
-        used = {one.policy_revision for one in found.requests}
-        rests_on = report.rests_on(client, sorted(used))
-        head = [("Person", _person(client, subject, people)), *report.about]
-        persons = known_people(client, [subject], people)
-        document = activity.document(found, persons, known, rests_on, head, issuer)
-        looked = report.look(found.tokens, keys[0].id if keys else "")
-        report.give(document, {"subject": subject, **found.to_json()}, rests_on, looked)
-
-    report.ask(ask)
+    report.ask(lambda client: report.give(kinds.activity(client, report.frame, subject, limit)))
 
 
 @group.command()
@@ -304,7 +237,7 @@ def review(
     as_json: Json = False,
 ) -> None:
     """Periodic review, for the compliance file: what was recorded, found, said and changed."""
-    from authz.report import periodic
+    from authz.report import kinds
 
     report = asked(
         "review", file=file, store=store, receiver=receiver, data_dir=data_dir, reason=reason,
@@ -315,11 +248,7 @@ def review(
 
     def ask(client: "Client") -> None:
         looked = report.look(())
-        found = periodic.periodic(client, report.window, report.now_us, hours)
-        used = [one.revision for one in found.policies]
-        rests_on = report.rests_on(client, used)
-        document = periodic.document(found, rests_on, report.about, issuer)
-        report.give(document, found.to_json(), rests_on, looked)
+        report.give(kinds.review(client, report.frame, hours), looked)
 
     report.ask(ask)
 
@@ -334,28 +263,5 @@ def _one(report: Asked, patient: str) -> tuple[str, list[str], str]:
     return given[0], tokens, keys[0].id
 
 
-def _whom(identifier: str, name: str) -> list[tuple[str, str]]:
-    return [("Patient", f"{name} ({identifier})" if name else identifier)]
-
-
-def _seen(client: "Client", report: Asked, tokens: Sequence[str], limit: int) -> "Lookup":
-    from authz.report.lookup import look_up
-
-    return look_up(client, [tokens], report.window, limit)
-
-
-def _could_tell(found: "Lookup") -> None:
-    """Raises `UnavailableError` where "nobody" cannot be said."""
-    if not found.requests and found.other_keys:
-        raise UnavailableError(
-            "nobody is found, but records are under other privacy keys:"
-            f" {', '.join(found.other_keys)}; give their files as privacy.old_keys"
-        )
-
-
-def _person(client: "Client", subject: str, file: Path | None) -> "Cell":
-    from authz.report.document import lines
-    from authz.report.people import people
-
-    person = people(client, [subject], file)[subject]
-    return lines(person.shown, person.role, person.department, person.status)
+def _named(identifier: str, name: str) -> str:
+    return f"{name} ({identifier})" if name else identifier

@@ -3,10 +3,9 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -17,15 +16,15 @@ from authz import config
 from authz.cli.app import given
 from authz.cli.block import as_given, record_all, user
 from authz.cli.lookup import keys_of
-from authz.cli.times import moment, shown
+from authz.cli.times import moment
 from authz.errors import UsageError
 from authz.files import replace_file
-from authz.record import FIELD
 from authz.record.privacy import PrivacyKey
 
 if TYPE_CHECKING:
-    from authz.report.completeness import Completeness, Verdict
-    from authz.report.document import Cell, Document
+    from authz.report.completeness import Verdict
+    from authz.report.document import Document
+    from authz.report.kinds import Frame, Made
     from authz.store.client import Client
     from authz.store.lookups import Window
 
@@ -66,37 +65,32 @@ class Asked:
     html: Path | None
     pdf: Path | None
     issuer: str
-    details: Mapping[str, object] = field(default_factory=dict)
+    details: Mapping[str, object]
     """What else was asked, for the record of the look."""
+    people: Path | None
+    identifiers: Path | None
 
     @property
-    def about(self) -> "list[tuple[str, Cell]]":
-        """Of what time, when and by whom: the end of a report's head."""
-        since, until = self.window.since_us, self.window.until_us
-        first = shown(since) if since else "the beginning"
-        last = shown(until if until is not None else self.now_us)
-        return [
-            ("Period (UTC)", f"{first} to {last}"),
-            ("Made", f"{shown(self.now_us)} UTC by {user()}"),
-        ]
+    def frame(self) -> "Frame":
+        from authz.report.kinds import Frame
+
+        return Frame(
+            self.window, self.now_us, user(), self.issuer, self.people, self.identifiers,
+            self.keys() if self.identifiers else (), self._verify if self.trust else None,
+        )  # fmt: skip
 
     def keys(self) -> list[PrivacyKey]:
         return keys_of(self.options)
 
     def look(self, patients: Sequence[str], key_id: str = "") -> dict[str, object]:
         """Puts the look on record, with the tokens of the patients that are shown."""
-        from authz.report.looks import look_notice
+        from authz.report.looks import look_notices
 
         since, until = self.window.since_us or 0, self.window.until_us or 0
-        asked = {"since": since, "until": until, **self.details}
-        most = FIELD["patients"].items
-        notices = [
-            look_notice(
-                f"report {self.command}", user(), self.reason, self.purpose,
-                patients[begin : begin + most], self.now_us, asked,
-            )
-            for begin in range(0, len(patients) or 1, most)
-        ]  # fmt: skip
+        notices = look_notices(
+            f"report {self.command}", user(), self.reason, self.purpose, patients, self.now_us,
+            {"since": since, "until": until, **self.details},
+        )  # fmt: skip
         told = record_all(self.options.ext_authz, self.data_dir, notices, key_id)
         return {"origin": told.origin, "writer": told.writer, "seq": told.seq}
 
@@ -112,14 +106,6 @@ class Asked:
                 return ask(client)
         except QUERY_ERRORS as error:
             raise explain(error, url) from None
-
-    def rests_on(
-        self, client: "Client", policies: Sequence[str] = (), other_keys: Sequence[str] = ()
-    ) -> "Completeness":
-        from authz.report.completeness import completeness
-
-        verdict = self._verify(client) if self.trust else None
-        return completeness(client, self.window, self.now_us, policies, other_keys, verdict)
 
     def _verify(self, client: "Client") -> "Verdict":
         from authz.cli.verify import progress_bar
@@ -142,33 +128,33 @@ class Asked:
         kinds = ", ".join(sorted({finding.kind for finding in report.findings})) or "no log"
         return Verdict(intact=False, text=f"{len(report.findings):,} findings ({kinds})")
 
-    def give(
-        self, document: "Document", told: Mapping[str, Any], rests_on: "Completeness",
-        looked: Mapping[str, object],
-    ) -> None:  # fmt: skip
-        """Write and print the report. Call it when the look is on record."""
+    def give(self, made: "Made", looked: Mapping[str, object] | None = None) -> None:
+        """Write and print the report. `looked`: where the look is on record; without, it is put
+        there first, with whom the report turned out to name."""
         from authz.report import pages
 
+        if looked is None:
+            looked = self.look(made.tokens, self.keys()[0].id if self.identifiers else "")
         if self.html:
-            _write("--html", self.html, pages.html(document).encode("utf-8", "backslashreplace"))
+            page = pages.html(made.document).encode("utf-8", "backslashreplace")
+            _write("--html", self.html, page)
         if self.pdf:
-            _write("--pdf", self.pdf, pages.pdf(document))
+            _write("--pdf", self.pdf, pages.pdf(made.document))
         if self.as_json:
-            whole = {**told, "completeness": rests_on.to_json(), "looked": looked}
+            whole = {**made.told, "completeness": made.rests_on.to_json(), "looked": looked}
             print(json.dumps({"report": self.command, **whole}))
         elif not (self.html or self.pdf):
-            show(document, Console())
+            show(made.document, Console())
 
 
 def asked(
     command: str, *, file: Path | None, store: str | None, receiver: str | None,
     data_dir: Path | None, reason: str, purpose: str = "", since: str | None, until: str | None,
     privacy_key: Path | None = None, trust: Path | None, as_json: bool, html: Path | None,
-    pdf: Path | None, issuer: str, details: Mapping[str, object],
-    reads: Mapping[str, Path | None] = MappingProxyType({}),
+    pdf: Path | None, issuer: str, details: Mapping[str, object], people: Path | None = None,
+    identifiers: Path | None = None,
 ) -> Asked:  # fmt: skip
-    """`reads` are files that are read, by option. Raises `UsageError` for what could not be
-    recorded, answered or written as it was meant."""
+    """Raises `UsageError` for what could not be recorded, answered or written as it was meant."""
     from authz.report import pages
     from authz.store.lookups import Window
     from authz.trust import load_trust
@@ -183,7 +169,7 @@ def asked(
     for option, path in (("--html", html), ("--pdf", pdf)):
         if path and not path.absolute().parent.is_dir():
             raise UsageError(f"{option} {path}: there is no directory {path.parent}")
-    for option, path in reads.items():
+    for option, path in (("--people", people), ("--identifiers", identifiers)):
         if path and not path.is_file():
             raise UsageError(f"{option} {path}: there is no such file")
     if pdf:
@@ -194,7 +180,7 @@ def asked(
     _ = options.database
     return Asked(
         command, options, data_dir, why, code, window, now_us,
-        trust, as_json, html, pdf, issuer, details,
+        trust, as_json, html, pdf, issuer, details, people, identifiers,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Who may see what: decided by a policy of its own, and nothing without it.
 
 The input document is ``{"subject", "roles", "tenant", "action"}``, with ``"person"`` where it is
-about somebody: see ``deploy/opa/console.rego``.
+about somebody, and ``"report"`` where it is a certain one: see ``deploy/opa/console.rego``.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from authz.policy.verdict import PolicyError, read_verdict
 
 Action = Literal[
     "overview", "search", "record", "person", "patient", "names", "findings", "judge", "block",
-    "verify", "policy",
+    "report", "export", "verify", "policy",
 ]  # fmt: skip
-PAGES: Final[Sequence[Action]] = ("overview", "search", "findings", "verify", "policy")
+PAGES: Final[Sequence[Action]] = ("overview", "search", "findings", "report", "verify", "policy")
 """Those that the navigation leads to."""
 _SECONDS: Final = 2.0
 
@@ -33,20 +33,17 @@ class Access:
     def __init__(self, engine: Decider) -> None:
         self._engine = engine
 
-    async def may(self, who: Person, action: Action, person: str = "") -> bool:
+    async def may(self, who: Person, action: Action, person: str = "", report: str = "") -> bool:
         """Whether `who` may do this; `person` is whom it is about."""
-        [allowed] = await self.which(who, [action], person)
+        [allowed] = await self.which(who, [action], person=person, report=report)
         return allowed
 
-    async def which(self, who: Person, actions: Sequence[Action], person: str = "") -> list[bool]:
+    async def which(self, who: Person, actions: Sequence[Action], **about: str) -> list[bool]:
         """Of each action whether it is allowed."""
         asked: dict[str, Any] = {
-            "subject": who.subject,
-            "roles": list(who.roles),
-            "tenant": who.tenant,
-        }
-        if person:
-            asked["person"] = person
+            "subject": who.subject, "roles": list(who.roles), "tenant": who.tenant,
+            **{name: value for name, value in about.items() if value},
+        }  # fmt: skip
         documents = [{**asked, "action": action} for action in actions]
         until = time.monotonic() + _SECONDS
         try:

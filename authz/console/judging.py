@@ -8,7 +8,6 @@ from starlette.routing import Route
 
 from authz.blocks import block_notice
 from authz.console import words
-from authz.console.pages import Names
 from authz.console.web import HEADERS, NotFoundError, Site, Visit
 from authz.detect.break_glass import VERDICTS, Uses, review_notice, use_of
 from authz.record import FIELD, read_place, text
@@ -26,12 +25,11 @@ _ACTS: dict[str, Act] = {
 
 
 class Judging:
-    """`hours` is within what a use of break-glass is to be reviewed; `names` names people."""
+    """`hours` is within what a use of break-glass is to be reviewed."""
 
-    def __init__(self, site: Site, names: Names, hours: float) -> None:
+    def __init__(self, site: Site, hours: float) -> None:
         self._site = site
         self._store = site.store
-        self._names = names
         self._hours = hours
 
     def routes(self) -> list[Route]:
@@ -53,7 +51,7 @@ class Judging:
             self._store.ask(findings.find, window), self._store.ask(stored.glass, window)
         )
         found.reverse()
-        names = await self._names(visit, [one.subject for one in found])
+        names = await visit.names([one.subject for one in found])
         return await visit.show(
             "findings.html", open=[one for one in found if one.is_open],
             closed=[one for one in found if not one.is_open], names=names,
@@ -69,7 +67,7 @@ class Judging:
         return await visit.show(
             "finding.html", one=found,
             named={one: words.whole(record) for one, record in named.items()},
-            names=await self._names(visit, [found.subject]),
+            names=await visit.names([found.subject]),
             may_judge=await may.may(visit.person, "judge", found.subject),
             may_block=bool(found.subject)
             and await may.may(visit.person, "block", found.subject),
@@ -132,7 +130,7 @@ class Judging:
             self._store.ask(pages.policy_changes, 100), self._store.ask(pages.roles_in_use)
         )
         people = await self._store.ask(pages.people_in, role, 500) if role else []
-        names = await self._names(visit, [subject for subject, *_ in people])
+        names = await visit.names([subject for subject, *_ in people])
         return await visit.show(
             "policy.html", changes=changes, roles=roles, role=role, people=people, names=names
         )

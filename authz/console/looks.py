@@ -1,6 +1,7 @@
 """Every look at the log through the console is on record before anything is shown."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
@@ -8,7 +9,7 @@ import structlog
 from authz.console.people import Person
 from authz.journal.segments import JournalError
 from authz.record import FIELD, Entry, Record, text
-from authz.report.looks import look_notice
+from authz.report.looks import look_notices
 
 logger = structlog.get_logger()
 
@@ -35,8 +36,8 @@ class Looks:
     ) -> None:  # fmt: skip
         """`asked` is what was asked for, empty values left out. Raises `NotRecordedError`."""
         told = {name: value for name, value in asked.items() if value}
-        await self.say(
-            look_notice(
+        await self._keep(
+            look_notices(
                 f"console/{page}", who.subject, text(reason, FIELD["reason"].cap), purpose,
                 tokens, now_us, told,
             )
@@ -44,8 +45,11 @@ class Looks:
 
     async def say(self, record: Record) -> None:
         """Raises `NotRecordedError`."""
+        await self._keep([record])
+
+    async def _keep(self, records: Sequence[Record]) -> None:
         try:
-            await asyncio.to_thread(self._keeper.commit, [(record, b"")])
+            await asyncio.to_thread(self._keeper.commit, [(record, b"") for record in records])
         except JournalError as error:
             logger.error("a look could not be recorded", error=str(error))
             raise NotRecordedError from None

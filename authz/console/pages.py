@@ -1,8 +1,7 @@
-"""The pages about requests: how things stand, searches, a record, a person, a patient."""
+"""The pages about a record, a person, a patient."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import cast
 
 import orjson
@@ -11,91 +10,47 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from authz.console import charts, words
-from authz.console.checking import Checking
-from authz.console.directory import Directory
+from authz.console.searching import tokens_of
+from authz.console.timelines import timeline
 from authz.console.web import HEADERS, NotFoundError, Site, Visit
 from authz.ledger import NoteError, ProofError
 from authz.proof import make_proof
 from authz.record import FIELDS, Record, read_place
 from authz.record.privacy import PrivacyKey
 from authz.report import findings
-from authz.report.explained import explanations
+from authz.report.explained import Asked, explanations
 from authz.report.lookup import look_up
-from authz.store import pages, policies, tiles
+from authz.store import pages, policies, tiles, timelines
 from authz.store.client import Client
 from authz.store.lookups import Window
 from authz.store.pages import Filters
+from authz.store.timelines import Seen
 
 _DAY_US = 24 * 3_600 * 1_000_000
 _LIMIT = 200
+_PATIENTS = 15
 _MONTH_US = 30 * _DAY_US
 _SIX_YEARS_US = 6 * 366 * _DAY_US
-
-
-Names = Callable[[Visit, Iterable[str]], Awaitable[dict[str, str]]]
 
 
 class Pages:
     """`keys` are the privacy keys, the deployment's first: with none, nobody searches by a
     patient's identifier here."""
 
-    def __init__(
-        self, site: Site, keys: Sequence[PrivacyKey], directory: Directory, checking: Checking
-    ) -> None:
+    def __init__(self, site: Site, keys: Sequence[PrivacyKey]) -> None:
         self._site = site
-        self._directory = directory
         self._store = site.store
-        self._keys = {key.id: key for key in keys}
-        self._checking = checking
+        self._keys = keys
 
     def routes(self) -> list[Route]:
         page = self._site.page
         return [
-            page("/", "overview", self.overview),
-            page("/search", "search", self.search),
             page("/record/{place:path}", "record", self.record),
             page("/proof/{place:path}", "record", self.proof),
             page("/person/{subject:path}", "person", self.person),
             page("/patient", "patient", self.find_patient, ["POST"]),
             page("/patient/{tokens}", "patient", self.patient, ["GET", "POST"]),
         ]
-
-    async def overview(self, visit: Visit) -> Response:
-        await visit.look("overview")
-        now = visit.now_us
-        told, found = await asyncio.gather(
-            self._store.ask(pages.overview, now),
-            self._store.ask(findings.find, Window(now - _MONTH_US)),
-        )
-        open_ones = [one for one in found if one.is_open]
-        report, at = self._checking.last
-        hours = [f"{datetime.fromtimestamp(hour / 1e6, UTC):%H}:00" for hour, _, _ in told.hours]
-        picture = charts.bars(
-            hours,
-            [("allowed", [yes for _, yes, _ in told.hours]),
-             ("denied", [no for _, _, no in told.hours])],
-        )  # fmt: skip
-        return await visit.show(
-            "overview.html", told=told, open=open_ones, picture=picture, now=now,
-            standing=words.standing(told, report, at), report=report,
-        )  # fmt: skip
-
-    async def search(self, visit: Visit) -> Response:
-        filters = Filters(**{name: visit.given(name) for name in Filters.__dataclass_fields__})
-        since = _time(visit, "since") or visit.now_us - 7 * _DAY_US
-        until = _time(visit, "until")
-        tokens = (filters.patient,) if filters.patient else ()
-        await visit.look(
-            "search", tokens=tokens, since=since, until=until or 0,
-            **{name: value for name, value in filters.values.items() if name != "patient"},
-        )  # fmt: skip
-        window = Window(since, until or None)
-        found = await self._store.ask(pages.search, filters, window, _LIMIT)
-        names = await self.names(visit, [row["subject"] for row in found])
-        return await visit.show(
-            "search.html", rows=found, filters=filters, since=since, until=until, limit=_LIMIT,
-            names=names, can_ask=bool(self._keys),
-        )  # fmt: skip
 
     async def record(self, visit: Visit) -> Response:
         origin, index = _record_place(visit)
@@ -115,7 +70,7 @@ class Pages:
             "record.html", told=words.whole(decision or asked),
             records=[words.whole(one) for one in found], revision=revision,
             policy=_readable(stored[0].text) if stored else "", explained=explained,
-            names=await self.names(visit, [str((decision or asked).get("subject", ""))]),
+            names=await visit.names([str((decision or asked).get("subject", ""))]),
             fields=[field.name for field in FIELDS], times=_TIMES,
         )  # fmt: skip
 
@@ -138,11 +93,11 @@ class Pages:
         await visit.allow("person", subject)
         await visit.look("person", person=subject)
         window = Window(visit.now_us - _MONTH_US)
-        days, habits, latest, seen, told = await asyncio.gather(
+        days, habits, latest, (seen, when), told = await asyncio.gather(
             self._store.ask(pages.person_days, subject),
             self._store.ask(pages.habits, subject),
             self._store.ask(pages.search, Filters(subject=subject), window, 50),
-            self._store.ask(pages.patients_of, subject, window, 20),
+            self._store.ask(_whom, subject, window),
             self._store.ask(findings.find, Window(visit.now_us - 3 * _MONTH_US), subject),
         )
         if habits is None and not latest:
@@ -152,9 +107,12 @@ class Pages:
             [("their patients", [one.patients for one in days]),
              ("usual for their role", [one.role_patients for one in days])],
         )  # fmt: skip
+        first, last = words.date_of(visit.now_us - _MONTH_US), words.date_of(visit.now_us)
+        drawn = timeline(when, first, last, _short)
         return await visit.show(
             "person.html", subject=subject, days=days, habits=habits, rows=latest, patients=seen,
-            findings=told, picture=picture, names=await self.names(visit, [subject]),
+            timeline=drawn, whom=charts.dots(drawn.periods, drawn.rows), findings=told,
+            picture=picture, names=await visit.names([subject]),
             may_block=await self._site.access.may(visit.person, "block", subject),
         )  # fmt: skip
 
@@ -164,36 +122,38 @@ class Pages:
         if not self._keys:
             raise HTTPException(404, "This console has no privacy key to search by.")
         reason = visit.needed("reason", "the reason why you look")
-        tokens = [key.token(identifier) for key in self._keys.values()]
+        tokens = [key.token(identifier) for key in self._keys]
         await visit.look("patient", reason=reason, tokens=tuple(tokens))
-        return RedirectResponse(f"/patient/{','.join(tokens)}", 303, dict(HEADERS))
+        place = "/search?patient=" if visit.given("to") == "search" else "/patient/"
+        return RedirectResponse(f"{place}{','.join(tokens)}", 303, dict(HEADERS))
 
     async def patient(self, visit: Visit) -> Response:
         """Who saw a patient. Their name is shown to who asks for it with a reason."""
-        tokens = tuple(visit.request.path_params["tokens"].split(","))[:8]
+        tokens = tokens_of(visit.request.path_params["tokens"])[:8]
         reason = ""
         if visit.request.method == "POST":
             await visit.allow("names")
             reason = visit.needed("reason", "the reason why you want to see the name")
         await visit.look("patient", reason=reason, tokens=tokens, names=bool(reason))
         window = Window(visit.now_us - _SIX_YEARS_US)
-        found = await self._store.ask(look_up, [tokens], window, _LIMIT)
-        revealed = self._directory.patients(tokens) if reason else {}
+        found, when = await asyncio.gather(
+            self._store.ask(look_up, [tokens], window, _LIMIT),
+            self._store.ask(timelines.of_patient, tokens, window),
+        )
+        revealed = self._site.directory.patients(tokens) if reason else {}
         people: dict[str, int] = {}
-        for one in found.requests:
-            people[one.subject] = people.get(one.subject, 0) + 1
+        for one in when:
+            people[one.whom] = people.get(one.whom, 0) + one.requests
+        names = await visit.names(people)
+        last = words.date_of(visit.now_us)
+        first = min((one.day for one in when), default=last)
+        drawn = timeline(when, first, last, lambda one: names.get(one, one) or "(nobody)")
         return await visit.show(
             "patient.html", tokens=tokens, found=found, people=people, revealed=revealed,
-            reason=reason, names=await self.names(visit, people),
+            reason=reason, names=names, timeline=drawn,
+            picture=charts.dots(drawn.periods, drawn.rows),
             may_name=await self._site.access.may(visit.person, "names"),
         )  # fmt: skip
-
-    async def names(self, visit: Visit, subjects: Iterable[str]) -> dict[str, str]:
-        """Of those people whom the directory names, for who may see that."""
-        wanted = sorted({one for one in subjects if one})
-        if not wanted or not await self._site.access.may(visit.person, "names"):
-            return {}
-        return await asyncio.to_thread(self._directory.people, wanted)
 
     async def _explained(self, record: Record, tokens: Sequence[str]) -> list[tuple[str, str]]:
         """Each patient of a request, and what explains that it was looked at."""
@@ -202,17 +162,6 @@ class Pages:
 
 
 _TIMES = frozenset(field.name for field in FIELDS if field.type == "time")
-
-
-def _time(visit: Visit, name: str) -> int | None:
-    """A day or moment in UTC, as browsers give it."""
-    given = visit.given(name)
-    if not given:
-        return None
-    try:
-        return int(datetime.fromisoformat(given).replace(tzinfo=UTC).timestamp() * 1e6)
-    except (ValueError, OverflowError):
-        raise HTTPException(400, f"{name}: want a day such as 2026-11-01.") from None
 
 
 def _record_place(visit: Visit) -> tuple[str, int]:
@@ -249,14 +198,19 @@ def _proof(client: Client, origin: str, index: int) -> tuple[str, Record] | None
     return None
 
 
+def _whom(client: Client, subject: str, window: Window) -> tuple[list[tuple[str, int]], list[Seen]]:
+    """Whose records somebody asked for or was shown most, and when."""
+    patients = pages.patients_of(client, subject, window, _PATIENTS)
+    return patients, timelines.of_person(client, subject, [one for one, _ in patients], window)
+
+
+def _short(token: str) -> str:
+    """Of a token what tells it from others."""
+    return f"{token.partition('.')[2][:8]}…"
+
+
 def _explanations(client: Client, record: Record, tokens: Sequence[str]) -> dict[int, str]:
     numbers = {token: number for number, token in enumerate(tokens, 1)}
-    asked = _Asked(str(record.get("subject", "")), cast(int, record.get("time", 0)), len(tokens))
-    _, [found] = explanations(client, numbers, [asked])
+    subject, time = str(record.get("subject", "")), cast(int, record.get("time", 0))
+    _, [found] = explanations(client, numbers, [Asked(subject, time, tuple(numbers.values()))])
     return {one.patient: one.kind.replace("_", " ") for one in found}
-
-
-class _Asked:
-    def __init__(self, subject: str, time: int, patients: int) -> None:
-        self.subject, self.time = subject, time
-        self.patients = tuple(range(1, patients + 1))

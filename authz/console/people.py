@@ -8,7 +8,7 @@ holds the person's name and roles, and no token. A token, where the configuratio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import structlog
 from authlib.integrations.base_client import OAuthError
@@ -24,7 +24,8 @@ from authz.errors import UsageError
 from authz.identity.sources import Identities, RefusedError
 from authz.identity.values import Claims
 
-_FORM_SECONDS: Final = 12 * 3600
+_MARK_SECONDS: Final = 12 * 3600
+Use = Literal["form", "live"]
 
 logger = structlog.get_logger()
 
@@ -56,7 +57,7 @@ class People:
         self._identities = identities
         self._claims = Claims(config.identity)
         self._tokens = "jwt" in config.identity.sources
-        self._forms = URLSafeTimedSerializer(key, salt="form")
+        self._marks = URLSafeTimedSerializer(key)
         self._client = config.console.oidc.client_id if config.console.oidc else ""
         self._provider = _provider(config.console.oidc) if config.console.oidc else None
 
@@ -121,16 +122,17 @@ class People:
         }  # fmt: skip
         return back
 
-    def mark(self, person: Person) -> str:
-        """For the forms of this person."""
-        return str(self._forms.dumps(person.subject))
+    def mark(self, person: Person, use: Use = "form") -> str:
+        """What only this person can have: for their forms, or a page that goes on telling."""
+        return str(self._marks.dumps(person.subject, salt=use))
 
-    def is_theirs(self, mark: str, person: Person) -> bool:
-        """Whether a form was given to this person."""
+    def is_theirs(self, mark: str, person: Person, use: Use = "form") -> bool:
+        """Whether a mark was given to this person, for this use, not too long ago."""
         try:
-            return bool(self._forms.loads(mark, max_age=_FORM_SECONDS) == person.subject)
+            told = self._marks.loads(mark, max_age=_MARK_SECONDS, salt=use)
         except BadData:
             return False
+        return bool(told == person.subject)
 
 
 def _provider(options: Oidc) -> Any:

@@ -1,25 +1,29 @@
 """The console's pages as routes: who looks, whether they may, and that it is on record; then the
 page. Nothing is shown before all three are so."""
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from authz.console import metrics, words
 from authz.console.access import PAGES, Access, Action
+from authz.console.directory import Directory
 from authz.console.looks import Looks, NotRecordedError
 from authz.console.people import NobodyError, People, Person
 from authz.console.store import AwayError, Pool
-from authz.record import Record
+from authz.record import MAX_INT, Record
 from authz.report.document import count
 
 _MOST_FORM: Final = 64
@@ -34,6 +38,9 @@ HEADERS: Final[Mapping[str, str]] = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+
+_HERE: Final = Markup("<!-- as it comes -->")
+"""Where in a page what comes bit by bit has its place: escaped text never holds it."""
 
 Answer = Callable[["Visit"], Awaitable[Response]]
 
@@ -67,9 +74,29 @@ class Visit:
             raise HTTPException(400, f"Please go back and give {what}.")
         return value
 
-    async def allow(self, action: Action, person: str = "") -> None:
+    def time(self, name: str) -> int | None:
+        """A day or moment in UTC, as browsers give it; None where it is left out."""
+        if not (given := self.given(name)):
+            return None
+        try:
+            told = datetime.fromisoformat(given)
+            at = int((told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp()) * 1_000_000
+        except (ValueError, OverflowError):
+            at = -1
+        if not 0 <= at <= MAX_INT:
+            raise HTTPException(400, f"{name}: want a day such as 2026-11-01.")
+        return at
+
+    async def names(self, subjects: Iterable[str]) -> dict[str, str]:
+        """Of those people whom the directory names, for who may see that."""
+        wanted = sorted({one for one in subjects if one})
+        if not wanted or not await self.site.access.may(self.person, "names"):
+            return {}
+        return await asyncio.to_thread(self.site.directory.people, wanted)
+
+    async def allow(self, action: Action, person: str = "", report: str = "") -> None:
         """Raises `HTTPException` unless the policy allows it."""
-        if not await self.site.access.may(self.person, action, person):
+        if not await self.site.access.may(self.person, action, person, report):
             raise HTTPException(403, "You may not see this, by the console's policy.")
 
     async def look(self, page: Action, **asked: Any) -> None:
@@ -82,12 +109,27 @@ class Visit:
 
     async def show(self, template: str, **values: Any) -> Response:
         """The page. What was not put on record is not shown."""
+        return HTMLResponse(await self._text(template, **values), 200, dict(HEADERS))
+
+    async def stream(self, template: str, parts: AsyncIterator[str], **values: Any) -> Response:
+        """The same with `parts` where the template has `here`, each sent when it is there."""
+        before, _, after = (await self._text(template, here=_HERE, **values)).partition(_HERE)
+
+        async def body() -> AsyncIterator[str]:
+            yield before
+            async for part in parts:
+                yield part
+            yield after
+
+        return StreamingResponse(body(), 200, dict(HEADERS), "text/html")
+
+    async def _text(self, template: str, **values: Any) -> str:
         if not self.looked:
             raise NotRecordedError
         allowed = await self.site.access.which(self.person, PAGES)
         pages = [page for page, may in zip(PAGES, allowed, strict=True) if may]
-        return self.site.render(
-            template, here=self.request.url.path, person=self.person, pages=pages,
+        return self.site.text(
+            template, path=self.request.url.path, person=self.person, pages=pages,
             mark=self.site.people.mark(self.person), **values,
         )  # fmt: skip
 
@@ -96,7 +138,7 @@ class Site:
     """What all pages have."""
 
     def __init__(
-        self, store: Pool, people: People, access: Access, looks: Looks,
+        self, store: Pool, people: People, access: Access, looks: Looks, directory: Directory,
         hosts: frozenset[str] | None = None,
     ) -> None:  # fmt: skip
         """`hosts`: only what is asked for under these names is answered, so that no other site can
@@ -106,6 +148,7 @@ class Site:
         self.people = people
         self.access = access
         self.looks = looks
+        self.directory = directory
         self._templates = Environment(
             loader=PackageLoader("authz.console"), autoescape=select_autoescape(default=True),
             undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -115,14 +158,14 @@ class Site:
         }  # fmt: skip
         self._templates.globals |= {"actions": words.ACTIONS, "number": count}
 
-    def render(self, template: str, status: int = 200, **values: Any) -> Response:
-        defaults: dict[str, Any] = {"here": "", "person": None, "pages": (), "mark": ""}
-        text = self._templates.get_template(template).render(defaults | values)
-        return HTMLResponse(text, status, dict(HEADERS))
+    def text(self, template: str, **values: Any) -> str:
+        defaults: dict[str, Any] = {"path": "", "person": None, "pages": (), "mark": ""}
+        return self._templates.get_template(template).render(defaults | values)
 
     def say_no(self, status: int, text: str) -> Response:
         """A page that tells why there is none."""
-        return self.render("no.html", status, text=text, can_sign_in=self.people.can_sign_in)
+        page = self.text("no.html", text=text, can_sign_in=self.people.can_sign_in)
+        return HTMLResponse(page, status, dict(HEADERS))
 
     def page(
         self, path: str, action: Action, answer: Answer, methods: Sequence[str] = ("GET",)

@@ -1,7 +1,7 @@
 """What pages say, in words: times, how things stand, what a verification found."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from types import MappingProxyType
 from typing import Final
 
@@ -28,6 +28,11 @@ def moment(time_us: int) -> str:
     if not time_us:
         return ""
     return f"{datetime.fromtimestamp(time_us / 1_000_000, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def date_of(time_us: int) -> date:
+    """The day of a time, UTC."""
+    return datetime.fromtimestamp(time_us / 1_000_000, UTC).date()
 
 
 def day(time_us: int) -> str:

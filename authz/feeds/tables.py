@@ -1,15 +1,12 @@
 """Rows of CSV files as rows of the store: patients as tokens, surnames and households as marks."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from authz.detect.feeds import Row, interval_of, is_vip, rows, surname_of, time_of
 from authz.errors import UsageError
-from authz.record.privacy import PrivacyKey
+from authz.record.privacy import PrivacyKey, is_token
 from authz.store import feeds
-
-_TOKEN = re.compile(r"[0-9a-f]{8}\.[A-Za-z0-9_-]{22}")
 
 Told = tuple[str, feeds.Row]
 """A feed, and a row of it."""
@@ -34,7 +31,7 @@ class Names:
     def patient(self, given: str, where: str) -> str:
         """The token of an identifier; a token under this key stays what it is."""
         name = given.strip()
-        if _TOKEN.fullmatch(name):
+        if is_token(name):
             if name.startswith(f"{self._key.id}."):
                 return name
             raise UsageError(

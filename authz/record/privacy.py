@@ -8,6 +8,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from authz.errors import UsageError
 from authz.files import create_file, is_open
 
 KEY_BYTES = 32
+_TOKEN = re.compile(r"[0-9a-f]{8}\.[A-Za-z0-9_-]{22}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,11 @@ class PrivacyKey:
     @classmethod
     def of(cls, secret: bytes) -> "PrivacyKey":
         return cls(secret, hashlib.sha256(b"authz privacy key\n" + secret).hexdigest()[:8])
+
+
+def is_token(text: str) -> bool:
+    """Whether `text` has a token's form: what has not may be an identifier."""
+    return _TOKEN.fullmatch(text) is not None
 
 
 def _digest(secret: bytes, text: str) -> str:

@@ -24,7 +24,7 @@ def document(
     if found.more:
         notes.append(
             f"The newest {len(found.requests):,} are in this report, {found.more:,} older ones are"
-            " not (--limit)."
+            " not (authz report --limit)."
         )
     by_person: dict[str, list[Request]] = {}
     for request in found.requests:

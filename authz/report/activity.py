@@ -64,7 +64,7 @@ def document(
     if found.more:
         notes.append(
             f"The newest {len(found.requests):,} are in this report, {found.more:,} older ones are"
-            " not (--limit)."
+            " not (authz report --limit)."
         )
 
     def whom(request: Request) -> str:

@@ -120,7 +120,7 @@ def document(
                 f"Patients by token: {unknown:,}", ("token", *_COLUMNS),
                 tuple((lines(*one.tokens), *_row(one)) for one in found.unidentified),
                 notes=() if asked else (
-                    "Give a file of identifiers to see who they are (--identifiers).",
+                    "With a file of identifiers it says who they are (authz report --identifiers).",
                 ),
                 empty="None.",
             )

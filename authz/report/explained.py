@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from authz.detect.feeds import AFTER_US, BEFORE_US
 from authz.errors import UnavailableError
@@ -26,15 +25,13 @@ class Explanation:
     """Where it was loaded from."""
 
 
-class Asked(Protocol):
-    """A request, as far as is looked at here."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """That somebody looked at some of the patients asked for."""
 
-    @property
-    def subject(self) -> str: ...
-    @property
-    def time(self) -> int: ...
-    @property
-    def patients(self) -> tuple[int, ...]: ...
+    subject: str
+    time: int
+    patients: tuple[int, ...]
 
 
 def explanations(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from authz.report.explained import Explanation, explanations
+from authz.report.explained import Asked, Explanation, explanations
 from authz.store import lookups
 from authz.store.client import Client
 from authz.store.lookups import EVER, Row, Totals, Window
@@ -112,7 +112,8 @@ def look_up(
     tokens = list(numbers)
     counted, found = lookups.newest(client, tokens, window, limit)
     requests = fold(lookups.records(client, tokens, found, window), numbers)
-    feeds, explained = explanations(client, numbers, requests)
+    asked = [Asked(one.subject, one.time, one.patients) for one in requests]
+    feeds, explained = explanations(client, numbers, asked)
     requests = [replace(one, explained=why) for one, why in zip(requests, explained, strict=True)]
     if len(found) < limit:
         counted = _count(requests)  # whose subject only their decision may know

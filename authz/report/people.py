@@ -5,7 +5,7 @@ have the columns `name` and `address` besides; or, for patients, one identifier 
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -52,11 +52,17 @@ def people(client: Client, subjects: Iterable[str], file: Path | None = None) ->
         feeds.people(client, loaded, sorted(known)) if loaded else ()
     ):
         known[subject] = Person(subject, role=role, department=department, status=status)
-    for row in _table(file, "--people", "subject") if file else ():
+    for row in people_rows(file) if file else ():
         subject = row["subject"].strip()
         if subject in known:
             known[subject] = _with(known[subject], row)
     return known
+
+
+def people_rows(file: Path) -> Iterator[Row]:
+    """The rows of a file of people. Raises `UsageError`."""
+    with _opened(file) as lines:
+        yield from rows(lines, str(file), "subject")
 
 
 def _with(person: Person, row: Row) -> Person:
@@ -64,13 +70,11 @@ def _with(person: Person, row: Row) -> Person:
     return replace(person, **{name: value for name, value in told.items() if value})
 
 
-def identified(
-    tokens: Iterable[str], keys: Sequence[PrivacyKey], file: Path
-) -> Mapping[str, Patient]:
+def identified(tokens: Iterable[str], keys: Sequence[PrivacyKey], file: Path) -> dict[str, Patient]:
     """Those of `tokens` that one of `keys` makes of an identifier in `file`, and whose it is.
     Raises `UsageError`, which repeats nothing of the file."""
     wanted, found = set(tokens), dict[str, Patient]()
-    for patient in _patients(file):
+    for patient in patients_in(file):
         for key in keys:
             token = key.token(patient.identifier)
             if token in wanted:
@@ -78,13 +82,13 @@ def identified(
     return found
 
 
-def _patients(file: Path) -> Iterator[Patient]:
-    """Each patient whom `file` names."""
-    with _opened(file, "--identifiers") as lines:
+def patients_in(file: Path) -> Iterator[Patient]:
+    """Each patient whom `file` names. Raises `UsageError`."""
+    with _opened(file) as lines:
         try:
             first = next(lines, "")
         except UnicodeDecodeError:
-            raise UsageError(f"--identifiers {file}: not text in UTF-8") from None
+            raise UsageError(f"{file}: not text in UTF-8") from None
         columns = [column.strip().strip('"').lower() for column in first.split(",")]
         if "patient" in columns:
             for row in rows(itertools.chain([first], lines), str(file), "patient"):
@@ -96,16 +100,11 @@ def _patients(file: Path) -> Iterator[Patient]:
                 if one := line.strip():
                     yield Patient(one)
         except UnicodeDecodeError:
-            raise UsageError(f"--identifiers {file}: not text in UTF-8") from None
+            raise UsageError(f"{file}: not text in UTF-8") from None
 
 
-def _table(file: Path, option: str, needed: str) -> Iterator[Row]:
-    with _opened(file, option) as lines:
-        yield from rows(lines, str(file), needed)
-
-
-def _opened(file: Path, option: str) -> TextIO:
+def _opened(file: Path) -> TextIO:
     try:
         return file.open(encoding="utf-8-sig", newline="")
     except OSError as error:
-        raise UsageError(f"{option} {file}: {error.strerror}") from None
+        raise UsageError(f"{file}: {error.strerror}") from None

@@ -269,7 +269,7 @@ def _system(found: Periodic) -> list[Section]:
 
 def _verdict(rests_on: Completeness) -> Section:
     verdict, gaps = rests_on.verdict, rests_on.gaps
-    said = "not run for this report (--trust FILE)"
+    said = "not run for this report (authz report --trust FILE)"
     if verdict:
         said = f"{'intact' if verdict.intact else 'NOT INTACT'}: {verdict.text}"
     return Section(

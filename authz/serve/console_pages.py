@@ -21,8 +21,11 @@ from authz.console.checking import Checking, CheckingPages
 from authz.console.directory import Directory
 from authz.console.judging import Judging
 from authz.console.looks import Looks
+from authz.console.overview import OverviewPage
 from authz.console.pages import Pages
 from authz.console.people import People
+from authz.console.reports import Reports
+from authz.console.searching import SearchPage
 from authz.console.store import Pool
 from authz.console.web import Site
 from authz.errors import AuthzError, UsageError
@@ -78,14 +81,14 @@ async def pages_of(config: Config, pool: Pool) -> AsyncIterator[Made]:
         forwarder = writer.forwarder(config.ext_authz, keys[0].id if keys else "", blocks)
         people = People(config, identities, key)
         hosts = _LOCAL if options.everyone and not options.listen.startswith("unix:") else None
-        site = Site(pool, people, Access(engine), Looks(writer.committer), hosts)
+        site = Site(pool, people, Access(engine), Looks(writer.committer), named, hosts)
         checking = Checking(pool, options.trust)
-        pages = Pages(site, keys, named, checking)
-        judging = Judging(site, pages.names, config.watch.break_glass_hours)
-        routes = [
-            *pages.routes(), *judging.routes(), *CheckingPages(site, checking).routes(),
-            *site.sign_in_routes(),
-        ]  # fmt: skip
+        hours = config.watch.break_glass_hours
+        shown = (
+            OverviewPage(site, checking), SearchPage(site, can_ask=bool(keys)), Pages(site, keys),
+            Judging(site, hours), Reports(site, keys, hours), CheckingPages(site, checking),
+        )  # fmt: skip
+        routes = [route for page in shown for route in page.routes()] + site.sign_in_routes()
         secure = (options.url or "").startswith("https:") or bool(options.tls_cert)
         remembers = [sessions(key, options.session_hours, secure=secure)]
         loops = (identities.watch, _follow(engine), writer.sign_heads, forwarder.run)
@@ -148,10 +151,11 @@ def _privacy_keys(config: Config) -> list[PrivacyKey]:
     """Those that patients are searched by, if this console has any."""
     if config.privacy.key is None:
         return []
-    for path in (config.privacy.key, *config.privacy.old_keys):
+    paths = (config.privacy.key, *config.privacy.old_keys)
+    for path in paths:
         if not path.is_file():
             raise UsageError(f"{path}: no privacy key is there")
-    return [load_key(path) for path in (config.privacy.key, *config.privacy.old_keys)]
+    return list({key.id: key for key in map(load_key, paths)}.values())
 
 
 def _follow(engine: Engine) -> Loop:

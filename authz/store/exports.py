@@ -10,6 +10,7 @@ from clickhouse_driver import Client
 
 from authz.store import rows
 from authz.store.lookups import EVER, Window
+from authz.store.pages import ANY, Filters
 
 _MOST_RECORDS = 16_384  # in a batch
 _MOST_BYTES = 16 << 20  # about so many, by the size of the records of the batch before
@@ -18,28 +19,20 @@ _FARTHEST = 1 << 24  # how much of a log is looked through at once
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which records are wanted; what is empty excludes none. `tokens` are patients'."""
+    """Which records are wanted; what is empty excludes none."""
 
     window: Window = EVER
-    subject: str = ""
-    tokens: tuple[str, ...] = ()
+    filters: Filters = ANY
     kinds: tuple[str, ...] = ()
 
     @property
     def condition(self) -> str:
-        told = [self.window.condition]
-        if self.subject:
-            told.append("subject = %(subject)s")
-        if self.tokens:
-            told.append("hasAny(patients, %(tokens)s)")
-        if self.kinds:
-            told.append("kind IN %(kinds)s")
-        return " AND ".join(told)
+        kinds = "kind IN %(kinds)s" if self.kinds else ""
+        return " AND ".join(filter(None, (self.window.condition, self.filters.condition, kinds)))
 
     @property
     def values(self) -> dict[str, Any]:
-        told = {"subject": self.subject, "tokens": list(self.tokens), "kinds": list(self.kinds)}
-        return {**self.window.values, **told}
+        return {**self.window.values, **self.filters.values, "kinds": list(self.kinds)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,13 @@ _HOUR_US = 3_600 * 1_000_000
 _DAY_US = 24 * _HOUR_US
 _APART_US = 600 * 1_000_000  # the records of one request are sealed within this, nearly always
 _LISTED = (
-    "origin", "index", "time", "kind", "subject", "roles", "tenant", "purpose", "reason",
-    "break_glass", "allowed", "enforced", "reason_code", "action", "resource_type", "method",
-    "path", "patients", "source_ip", "country", "status", "decision_id", "upstream",
+    "origin", "index", "sealed_at", "time", "kind", "subject", "roles", "tenant", "purpose",
+    "reason", "break_glass", "allowed", "enforced", "reason_code", "action", "resource_type",
+    "method", "path", "patients", "source_ip", "country", "status", "decision_id", "upstream",
 )  # fmt: skip
 _SELECTED = ", ".join(
-    "toUnixTimestamp64Micro(time)" if name == "time" else f"`{name}`" for name in _LISTED
+    f"toUnixTimestamp64Micro({name})" if name in ("time", "sealed_at") else f"`{name}`"
+    for name in _LISTED
 )
 _ORIGINS = "SELECT DISTINCT origin FROM checkpoints ORDER BY origin"
 
@@ -31,13 +32,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What requests are searched by; empty is any. `patient` is a token."""
+    """What records are searched by; empty is any. `patients` are tokens, of which one is enough."""
 
     subject: str = ""
-    patient: str = ""
+    patients: tuple[str, ...] = ()
     role: str = ""
     tenant: str = ""
     resource_type: str = ""
+    resource_id: str = ""
+    """As it is recorded: a patient's is their token."""
     reason: str = ""
     """Part of the stated reason."""
     reason_code: str = ""
@@ -52,20 +55,23 @@ class Filters:
         return " AND ".join(told)
 
     @property
-    def values(self) -> dict[str, str]:
-        return asdict(self)
+    def values(self) -> dict[str, Any]:
+        return asdict(self) | {"patients": list(self.patients)}
 
 
+ANY = Filters()
 _CONDITIONS = {
     "subject": "subject = %(subject)s",
-    "patient": "has(patients, %(patient)s)",
+    "patients": "hasAny(patients, %(patients)s)",
     "role": "has(roles, %(role)s)",
     "tenant": "tenant = %(tenant)s",
     "resource_type": "resource_type = %(resource_type)s",
+    "resource_id": "resource_id = %(resource_id)s",
     "reason": "positionCaseInsensitiveUTF8(reason, %(reason)s) > 0",
     "reason_code": "reason_code = %(reason_code)s",
     "decision": (
-        "multiIf(%(decision)s = 'allowed', allowed, %(decision)s = 'denied', NOT allowed,"
+        "kind != 'disclosure' AND"
+        " multiIf(%(decision)s = 'allowed', allowed, %(decision)s = 'denied', NOT allowed,"
         " %(decision)s = 'break_glass', break_glass, false)"
     ),
     "country": "country = %(country)s",
@@ -75,14 +81,40 @@ _CONDITIONS = {
 _REQUESTS = "(kind = 'decision' OR (kind = 'access' AND decision_id = ''))"
 
 
-def search(client: Client, filters: Filters, window: Window, limit: int) -> list[Row]:
-    """The newest requests, newest first, `limit` at most."""
-    condition = " AND ".join(filter(None, (_REQUESTS, window.condition, filters.condition)))
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a request stands in the order in which they are listed."""
+
+    sealed_at: int
+    origin: str
+    index: int
+
+    @property
+    def condition(self) -> str:
+        """Of those that are listed after it."""
+        at = "fromUnixTimestamp64Micro(%(after_time)s, 'UTC')"
+        return (
+            f"(sealed_at < {at} OR (sealed_at = {at} AND (origin > %(after_origin)s"
+            " OR (origin = %(after_origin)s AND index < %(after_index)s))))"
+        )
+
+    @property
+    def values(self) -> dict[str, Any]:
+        at = {"after_time": self.sealed_at, "after_origin": self.origin}
+        return at | {"after_index": self.index}
+
+
+def search(
+    client: Client, filters: Filters, window: Window, limit: int, after: Place | None = None
+) -> list[Row]:
+    """The newest requests, newest first, `limit` at most; those that are listed `after` one."""
+    conditions = (_REQUESTS, window.condition, filters.condition, after.condition if after else "")
+    condition = " AND ".join(filter(None, conditions))
     query = (
         f"SELECT {_SELECTED} FROM audit_log WHERE {condition}"
         " ORDER BY sealed_at DESC, origin, index DESC LIMIT %(limit)s"
     )
-    values = {**filters.values, **window.values, "limit": limit}
+    values = {**filters.values, **window.values, **(after.values if after else {}), "limit": limit}
     return [
         dict(zip(_LISTED, map(as_text, row), strict=True)) for row in client.execute(query, values)
     ]

@@ -12,6 +12,21 @@ test_an_auditor_sees_records_and_no_names if {
 	not console.allow with input as asked("auditor", "judge")
 }
 
+test_who_takes_something_along if {
+	console.allow with input as asked("privacy-officer", "export")
+	console.allow with input as asked("auditor", "export")
+	not console.allow with input as asked("security-officer", "export")
+	not console.allow with input as asked("operator", "report")
+}
+
+test_reports_of_patients_are_not_for_security if {
+	breach := object.union(asked("security-officer", "report"), {"report": "breach"})
+	console.allow with input as breach
+	not console.allow with input as object.union(breach, {"report": "disclosures"})
+	both := object.union(breach, {"report": "access", "roles": ["security-officer", "auditor"]})
+	console.allow with input as both
+}
+
 test_an_operator_sees_nobody if {
 	console.allow with input as asked("operator", "overview")
 	not console.allow with input as asked("operator", "person")

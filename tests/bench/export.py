@@ -29,12 +29,13 @@ from authz.report.exports.write import write_export
 from authz.store import rows
 from authz.store.client import connect
 from authz.store.exports import Selection
+from authz.store.pages import Filters
 from tests.bench.verify.__main__ import TRUST, Cost, Server, fill
 from tests.bench.verify.build import Built
 
 _SELECTIONS = {
     "ndjson": Selection(),
-    "ndjson of one person": Selection(subject="person-7"),
+    "ndjson of one person": Selection(filters=Filters(subject="person-7")),
     "csv": Selection(),
     "fhir": Selection(),
 }

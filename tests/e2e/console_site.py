@@ -15,22 +15,23 @@ from authz.record.privacy import load_key
 from authz.store.client import connect
 
 ORIGIN = "test/receiver"
+MANY = 230  # requests: more than one page of a search
 HOSTILE = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
 def site(clickhouse, tmp_path_factory):
-    """A receiver with a few requests in its log: (directory, store, receiver's address, world)."""
+    """A receiver with requests in its log."""
     directory = tmp_path_factory.mktemp("console")
     with receiving(clickhouse, directory, "console", ORIGIN) as there:
         there.tell(requests(load_key(directory / "privacy.key")))
         with connect(there.store) as client:
             count = "SELECT count() FROM decisions"
-            assert until(lambda: client.execute(count)[0][0] >= 12, 30)
+            assert until(lambda: client.execute(count)[0][0] >= 13 + MANY, 30)
         (directory / "names").mkdir()
         (directory / "names" / "people.csv").write_text("subject,name\ndr.alder,Dr Alder\n")
         (directory / "names" / "patients.csv").write_text("patient,name\np-1,Hazel Reed\n")
-        yield directory, there.store, there.address, there.ours
+        yield there
 
 
 def requests(key):
@@ -45,6 +46,13 @@ def requests(key):
             "path": "/fhir/Patient/{id}", "resource_type": "Patient", "source_ip": "10.1.2.3",
             "patients": [key.token(f"p-{number % 3}")], "purpose": "TREAT",
         }  # fmt: skip
+    for number in range(MANY):
+        yield {
+            "kind": "decision", "time": now, "decision_id": f"m-{number}", "subject": "m.moss",
+            "allowed": True, "enforced": True, "action": "R", "method": "GET",
+            "path": "/fhir/Observation/{id}", "resource_type": "Observation",
+            "resource_id": f"o-{number}", "patients": [key.token("p-9")],
+        }  # fmt: skip
     yield {
         "kind": "finding", "event": "raised", "time": now, "subject": "n.reed", "rule": "bulk_read",
         "lane": "act", "score_milli": 5000, "records": ["d-0"], "evidence": f"40 {HOSTILE}.",
@@ -58,14 +66,14 @@ def requests(key):
 
 
 @contextlib.contextmanager
-def console(site, *, port=None, identity=None, **console_options):
+def console(site, *, port=None, identity=None, store=None, **console_options):
     """The console, with these options; an HTTP client of it that follows no redirect."""
-    directory, store, receiver, ours = site
+    directory = site.directory
     port = port or free_port()
     settings = {
-        "store": store,
+        "store": store or site.store,
         "data_dir": str(directory / f"data-{port}"),
-        "ext_authz": {"receiver": receiver},
+        "ext_authz": {"receiver": site.address},
         "privacy": {"key": str(directory / "privacy.key")},
         "identity": identity or {},
         "console": {
@@ -80,7 +88,7 @@ def console(site, *, port=None, identity=None, **console_options):
     path.write_text(yaml.safe_dump(settings))
     command = [*AUTHZ, "serve", "console", "--config", path]
     with (directory / f"console-{port}.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=ours.environment)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=site.ours.environment)
         try:
             assert until(lambda: listens(port) or process.poll() is not None, 30)
             assert process.poll() is None, (directory / f"console-{port}.log").read_text()
@@ -92,11 +100,11 @@ def console(site, *, port=None, identity=None, **console_options):
 
 
 def looks(site):
-    """Each look on record: who, at what, why, and whose data."""
-    with connect(site[1]) as client:
+    """Each look on record: who, at what, why, whose data, and what else was asked."""
+    with connect(site.store) as client:
         query = (
-            "SELECT subject, JSONExtractString(details, 'command'), reason, patients FROM notices"
-            " WHERE event = 'look' ORDER BY index"
+            "SELECT subject, JSONExtractString(details, 'command'), reason, patients, details"
+            " FROM notices WHERE event = 'look' ORDER BY index"
         )
         return client.execute(query)
 
@@ -106,10 +114,10 @@ def mark_in(text):
 
 
 def token_in(site, name):
-    return load_key(site[0] / "privacy.key").token(name)
+    return load_key(site.directory / "privacy.key").token(name)
 
 
 def finding(site):
-    with connect(site[1]) as client:
+    with connect(site.store) as client:
         [(origin, index)] = client.execute("SELECT origin, index FROM findings")
     return f"{origin}@{index}"

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import time
 
 import pytest
 from axe_core_python.selenium import Axe
@@ -50,8 +51,9 @@ def light():
 def pages(site):
     patient = token_in(site, "p-1")
     return [
-        "/", "/search", "/person/dr.alder", f"/patient/{patient}", "/findings",
-        f"/finding/{finding(site)}", f"/record/{ORIGIN}@3", "/verify", "/policy",
+        "/", "/search", "/search?subject=m.moss", "/search?subject=nobody", "/person/dr.alder",
+        f"/patient/{patient}", "/findings", f"/finding/{finding(site)}", f"/record/{ORIGIN}@3",
+        "/reports", f"/reports?patient={patient}", "/verify", "/policy",
     ]  # fmt: skip
 
 
@@ -86,6 +88,57 @@ def test_by_keyboard(officer, light):
     light.switch_to.active_element.send_keys(Keys.ENTER)
     WebDriverWait(light, 10).until(lambda one: one.current_url.endswith("/findings"))
     assert "finding" in light.find_element(By.TAG_NAME, "h1").text
+
+
+def asked(browser):
+    """How often the page has asked for news."""
+    entries = "performance.getEntriesByType('resource').filter(one => one.name.endsWith('/live'))"
+    return browser.execute_script(f"return {entries}.length")
+
+
+def test_the_overview_is_live(site, officer, light):
+    """What is new is there without a reload; not while the page is hidden or paused, and no more
+    once the console says no."""
+    faster = "const real = setTimeout; window.setTimeout = (what, after) => real(what, after / 20);"
+    script = light.execute_cdp_cmd(
+        "Page.addScriptToEvaluateOnNewDocument", {"source": faster}
+    )["identifier"]  # fmt: skip
+    light.get(officer)
+    light.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": script})
+    light.execute_script("window.loaded = 'once'")
+    site.tell([{"kind": "decision", "time": 1, "decision_id": "now", "subject": "in.the.act"}])
+    wait = WebDriverWait(light, 20)
+    newest = '[data-live="newest"]'
+    wait.until(lambda one: "in.the.act" in one.find_element(By.CSS_SELECTOR, newest).text)
+    assert light.execute_script("return window.loaded") == "once"
+    polite = light.find_elements(By.CSS_SELECTOR, "[aria-live]")
+    assert [one.tag_name for one in polite] == ["h1"]
+
+    first = light.current_window_handle
+    light.switch_to.new_window("tab")
+    light.switch_to.window(first)  # asks it, and does not bring it to the front
+    assert light.execute_script("return document.hidden")
+    assert_quiet(light)
+    light.execute_cdp_cmd("Page.bringToFront", {})
+    seen = asked(light)
+    wait.until(lambda one: asked(one) > seen)
+
+    button = light.find_element(By.CSS_SELECTOR, "#live button")
+    button.click()
+    assert button.get_attribute("aria-pressed") == "true"
+    assert_quiet(light)
+    light.execute_script("document.getElementById('live').dataset.mark = 'of somebody else'")
+    button.click()
+    wait.until(lambda one: "Not live any more" in one.find_element(By.ID, "live").text)
+    assert_quiet(light)
+
+
+def assert_quiet(browser):
+    """It does not ask, in the time of two questions."""
+    time.sleep(0.5)  # what was under way
+    seen = asked(browser)
+    time.sleep(0.6)
+    assert asked(browser) == seen
 
 
 def test_a_verification_is_watched(officer, light):

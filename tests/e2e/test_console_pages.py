@@ -2,13 +2,16 @@
 
 import re
 import subprocess
+import time
+from datetime import UTC, datetime
 from html import unescape
 
 import orjson
 import pytest
 import yaml
-from console_site import HOSTILE, ORIGIN, console, finding, looks, mark_in, site, token_in
+from console_site import HOSTILE, MANY, ORIGIN, console, finding, looks, mark_in, site, token_in
 from programs import AUTHZ, CHECKOUT, until
+from relay import Holding
 
 from authz.store.client import connect
 
@@ -40,7 +43,7 @@ def test_each_page_is_on_record(site, officer, path):
     assert answer.headers["cache-control"] == "no-store"
     assert not re.search(r'(?:src|href)="https?:', answer.text)
     assert until(lambda: len(looks(site)) > before, 20)
-    who, what, _, _ = looks(site)[-1]
+    who, what, *_ = looks(site)[-1]
     assert (who, what.partition("/")[0]) == ("o.ash", "console")
 
 
@@ -61,10 +64,85 @@ def test_search(site, officer):
     assert "/person/n.reed" in found
     assert "Dr Alder" not in found
     assert "Dr Alder" in officer.get("/search?reason=CARE team").text
+    assert "/record/" not in officer.get("/search?resource_type=Observation&resource_id=no").text
+    found = officer.get("/search?resource_type=Observation&resource_id=o-7&role=").text
+    assert found.count("/record/") == 1
     token = token_in(site, "p-1")
     assert officer.get("/search", params={"patient": token}).text.count("/record/") == 5
     assert "Nothing is found" in officer.get("/search?country=NO").text
-    assert officer.get("/search?since=yesterday").status_code == 400
+    for wrong in ("since=yesterday", "patient=p-1", "resource_type=Patient&resource_id=p-1",
+                  "before=x", "since=0001-01-01"):  # fmt: skip
+        assert officer.get(f"/search?{wrong}").status_code == 400, wrong
+    assert officer.get("/patient/p-1").status_code == 400
+
+
+def test_older_requests(site, officer):
+    """Page by page, each request once; a page's address has the filters and stays what it is."""
+    address, seen = "/search?subject=m.moss&since=2026-01-01", []
+    for rows in (200, MANY - 200):
+        page = officer.get(address).text
+        found = re.findall(r'href="/record/([^"]+)"', page)
+        assert len(found) == rows
+        seen += found
+        older = re.search(r'href="([^"]+)" rel="next"', page)
+        address = unescape(older[1]) if older else ""
+        assert ("subject=m.moss" in address) == (rows == 200)
+    assert len(set(seen)) == MANY
+    assert "none older since 2026-01-01" in page
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+def test_what_is_found_is_shown_at_once(site, cut):
+    """While the database is still reading what is older; and that it stopped is said."""
+    since = datetime(2024, 1, 1, tzinfo=UTC)
+    address = site.store.rpartition("@")[2].partition("/")[0]
+    relay = Holding(address, str(int(since.timestamp()) * 1_000_000).encode())
+    store = site.store.replace(address, relay.address)
+    with (
+        console(site, store=store, everyone="o.ash", everyone_roles=["auditor"]) as auditor,
+        auditor.stream("GET", "/search?subject=n.reed&since=2024-01-01") as answer,
+    ):
+        pieces, shown = answer.iter_text(), ""
+        while "/record/" not in shown:
+            shown += next(pieces)
+        assert relay.held.wait(30)
+        assert "searched" not in shown
+        if cut:
+            relay.cut()
+        relay.may.set()
+        shown += "".join(pieces)
+        assert shown.rstrip().endswith("</html>")
+        assert shown.count("/record/") == 6
+        assert ("The database stopped answering" in shown) == cut
+        assert ("none older since 2024-01-01" in shown) != cut
+    relay.close()
+
+
+def test_the_overview_goes_on(site, officer):
+    """One look is on record, which says that it goes on; what is new is told without another. Only
+    who opened the page is told."""
+    arrived(site, officer, "first")
+    before = len(looks(site))
+    page = officer.get("/").text
+    mark = {"x-live": re.search(r'data-mark="([^"]+)"', page)[1]}
+    new = {"kind": "decision", "time": time.time_ns() // 1000, "decision_id": "new",
+           "subject": "new.comer", "allowed": True, "enforced": True}  # fmt: skip
+    site.tell([new])
+    assert until(lambda: "new.comer" in officer.get("/live", headers=mark).text, 20)
+    arrived(site, officer, "last")
+    opened, last = looks(site)[before:]
+    assert (opened[1], last[1]) == ("console/overview", "console/policy")
+    assert orjson.loads(opened[4])["live"] is True
+    for wrong in ("", "x", mark_in(page)):
+        assert officer.get("/live", headers={"x-live": wrong}).status_code == 403
+    with console(site, everyone="m.ash", everyone_roles=["privacy-officer"]) as other:
+        assert other.get("/live", headers=mark).status_code == 403
+
+
+def arrived(site, officer, name):
+    """A look of this name, and all before it, are on record."""
+    officer.get(f"/policy?role={name}")
+    assert until(lambda: name in looks(site)[-1][4], 20)
 
 
 def test_a_patient_by_identifier(site, officer):
@@ -82,7 +160,7 @@ def test_a_patient_by_identifier(site, officer):
         f"/patient/{token}", data={"mark": mark_in(page), "reason": "to write to them"}
     )
     assert "Who saw Hazel Reed" in shown.text
-    assert until(lambda: "to write to them" in [why for _, _, why, _ in looks(site)], 20)
+    assert until(lambda: "to write to them" in [why for _, _, why, *_ in looks(site)], 20)
     [found] = [one for one in looks(site) if one[2] == "to write to them"]
     assert token in found[3]
     assert "p-1" not in str([one[:3] for one in looks(site)])
@@ -93,13 +171,13 @@ def test_a_proof_to_take_along(site, officer, tmp_path):
     answer = officer.get(f"/proof/{ORIGIN}@3")
     assert answer.status_code == 200
     (tmp_path / "proof").write_bytes(answer.content)
-    trust = site[0] / "receiver" / "trust.yaml"
+    trust = site.directory / "receiver" / "trust.yaml"
     command = [*AUTHZ, "verify-proof", tmp_path / "proof", "--trust", trust]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def notices(site, event):
-    with connect(site[1]) as client:
+    with connect(site.store) as client:
         query = "SELECT subject, reason, records, details FROM notices WHERE event = %(event)s"
         return client.execute(query, {"event": event})
 
@@ -180,7 +258,7 @@ def test_nobody_is_signed_in(site):
 
 def test_what_it_does_not_start_with(site):
     """Without a receiver, a way to know people, or with everybody let in from other hosts."""
-    directory, store, receiver, ours = site
+    directory, store, receiver, ours = site.directory, site.store, site.address, site.ours
     alone = {name: it for name, it in ours.environment.items() if "RECEIVER" not in name}
     good = {"policy": str(CHECKOUT / "deploy" / "opa" / "console.rego")}
     for options, more, says in (

@@ -29,7 +29,7 @@ def provider():
 @pytest.fixture(scope="module")
 def browser(site, provider):
     """What asks the console, as a browser that follows nothing by itself."""
-    port, secret = free_port(), site[0] / "client.secret"
+    port, secret = free_port(), site.directory / "client.secret"
     secret.write_text("a secret of the console's\n")
     with console(
         site, port=port, url=f"http://127.0.0.1:{port}",
@@ -109,7 +109,7 @@ def test_nobody_is_led_elsewhere(browser, place):
 
 def test_a_token_that_envoy_passes_on(site):
     """Is verified here again; one that does not hold is refused, and no header is believed."""
-    directory = site[0]
+    directory = site.directory
     key, other = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     jwk = ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": "k"}
     (directory / "jwks.json").write_bytes(orjson.dumps({"keys": [jwk]}))

@@ -21,6 +21,7 @@ from authz.store import exports, rows
 from authz.store.client import connect
 from authz.store.exports import Selection
 from authz.store.lookups import Window
+from authz.store.pages import Filters
 from authz.trust import TrustedLog
 
 ORIGIN = SIGNER.name
@@ -56,6 +57,10 @@ def site(clickhouse, tmp_path_factory):
         yield log.client, leaves
         log.end()
         admin.execute("DROP DATABASE exports")
+
+
+def only(**filters):
+    return Selection(filters=Filters(**filters))
 
 
 def write(client, folder, form="ndjson", wanted=None):
@@ -117,13 +122,16 @@ def test_fhir_is_told_to_be_unproven(folders):
 @pytest.mark.parametrize("form", ["ndjson", "csv"])
 @pytest.mark.parametrize(
     ("wanted", "meets"),
-    [(Selection(subject="dr.alder"), lambda one: one.get("subject") == "dr.alder"),
-     (Selection(tokens=(TOKEN, "0a1b2c3d.other")), lambda one: one.get("patients") == [TOKEN]),
+    [(only(subject="dr.alder"), lambda one: one.get("subject") == "dr.alder"),
+     (only(patients=(TOKEN, "0a1b2c3d.other")), lambda one: one.get("patients") == [TOKEN]),
      (Selection(kinds=("access",)), lambda one: one.get("kind") == "access"),
-     (Selection(subject="dr.alder", kinds=("decision", "notice")),
+     (Selection(filters=Filters(subject="dr.alder"), kinds=("decision", "notice")),
       lambda one: one.get("subject") == "dr.alder" and one.get("kind") == "decision"),
-     (Selection(subject="nobody"), lambda one: False)],
-    ids=["subject", "patient", "kind", "both", "none"],
+     (only(role="=1+1", decision="allowed", reason="LEADING"),
+      lambda one: "leading" in one.get("reason", "")),
+     (only(decision="denied"), lambda one: False),
+     (only(subject="nobody"), lambda one: False)],
+    ids=["subject", "patient", "kind", "both", "others", "denied", "none"],
 )  # fmt: skip
 def test_filters(site, tmp_path, form, wanted, meets):
     """Of what is filtered the records are those that meet it, each proven to be the log's."""

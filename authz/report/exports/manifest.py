@@ -58,13 +58,22 @@ class _Part(BaseModel):
 
 class Filters(_Part):
     """What was asked for; what is empty left nothing out. Times are RFC 3339, by the receiver's
-    clock; `patients` are tokens."""
+    clock; the rest is as `authz.store.pages.Filters` has it."""
 
     since: str = ""
     until: str = ""
+    kinds: list[str] = []
     subject: str = ""
     patients: list[str] = []
-    kinds: list[str] = []
+    role: str = ""
+    tenant: str = ""
+    resource_type: str = ""
+    resource_id: str = ""
+    reason: str = ""
+    reason_code: str = ""
+    decision: str = ""
+    country: str = ""
+    source_ip: str = ""
 
 
 class File(_Part):

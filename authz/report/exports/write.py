@@ -1,12 +1,12 @@
-"""Writes an export: a file of records, and its manifest last, so that one without it is none."""
+"""Makes an export: a file of records, and its manifest last, so that one without it is none."""
 
 import base64
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,49 +48,102 @@ def write_export(
     `OSError` and the database's.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = FILES[form]
-    with _writing(folder / name) as out:
-        if form == "csv":
-            out.write(csv_text([HEADER]).encode())
-        logs = [_write_log(client, origin, out, form, wanted, progress) for origin in origins]
-    file = File(name=name, bytes=out.size, sha256=out.digest.hexdigest(), lines=out.lines)
-    manifest = Manifest(
-        made_at=time_text(time.time_ns() // 1000), format=form, filters=_filters(wanted),
-        logs=[log for log in logs if log is not None], files=[file],
-    )  # fmt: skip
+    export = Export(client, origins, form, wanted, progress)
+    with _writing(folder / FILES[form]) as write:
+        for piece in export.pieces():
+            write(piece)
+    manifest = export.manifest()
     replace_file(folder / NAME, manifest.to_json())
     return manifest
 
 
-@dataclass(slots=True)
-class _Out:
-    """A file that is written, its SHA-256 and what is in it."""
-
-    file: int
-    path: Path
-    digest: Any = field(default_factory=hashlib.sha256)
-    size: int = 0
-    lines: int = 0
-
-    def write(self, data: bytes, lines: int = 0) -> None:
-        self.digest.update(data)
-        self.size += len(data)
-        self.lines += lines
-        try:
-            write_all(self.file, data)
-        except OSError as error:  # a full disk, not the database
-            raise OSError(error.errno, error.strerror, str(self.path)) from None
-
-
 @contextmanager
-def _writing(path: Path) -> Iterator[_Out]:
+def _writing(path: Path) -> Iterator[Callable[[bytes], None]]:
     """A file for its owner's eyes only. Raises `FileExistsError` if something is there."""
     file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+
+    def write(data: bytes) -> None:
+        try:
+            write_all(file, data)
+        except OSError as error:  # a full disk, not the database
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
     try:
-        yield _Out(file, path)
+        yield write
         os.fsync(file)
     finally:
         os.close(file)
+
+
+@dataclass(slots=True)
+class Export:
+    """The `wanted` records of the logs `origins` as `form`: the file's `pieces`, and once all of
+    them are there its `manifest`."""
+
+    client: Client
+    origins: Sequence[str]
+    form: Format
+    wanted: Selection
+    progress: Progress = lambda *_: None
+    _digest: Any = field(default_factory=hashlib.sha256)
+    _bytes: int = 0
+    _lines: int = 0
+    _logs: list[LogPart] = field(default_factory=list)
+
+    def pieces(self) -> Generator[bytes, None, None]:
+        """Until the last, `client` is not to be used for anything else."""
+        if self.form == "csv":
+            yield self._out(csv_text([HEADER]).encode(), 0)
+        for origin in self.origins:
+            part = yield from self._log(origin)
+            if part:
+                self._logs.append(part)
+
+    def manifest(self) -> Manifest:
+        file = File(
+            name=FILES[self.form], bytes=self._bytes, sha256=self._digest.hexdigest(),
+            lines=self._lines,
+        )  # fmt: skip
+        return Manifest(
+            made_at=time_text(time.time_ns() // 1000), format=self.form,
+            filters=_filters(self.wanted), logs=self._logs, files=[file],
+        )  # fmt: skip
+
+    def _out(self, data: bytes, lines: int) -> bytes:
+        self._digest.update(data)
+        self._bytes += len(data)
+        self._lines += lines
+        return data
+
+    def _log(self, origin: str) -> Generator[bytes, None, LogPart | None]:
+        """One log's records; None if it has no checkpoint, and so nothing to rest on."""
+        newest = tiles.best_checkpoint(self.client, origin, 0)
+        if newest is None:
+            return None
+        size, note = newest
+        places, write = _Places(), _FORMS[self.form]
+        for found in exports.leaves(self.client, origin, size, self.wanted):
+            yield self._out(*write(found.leaves))
+            places.add(found.indexes)
+            self.progress(found.indexes[-1] + 1, size)
+        proof, why = None, ""
+        if self.form == "fhir":
+            places.runs, why = None, "what FHIR says of a record does not give the record back"
+        elif places.runs is None:
+            why = f"they lie in more than {MOST_RUNS} places of the log"
+        else:
+            try:
+                read = tiles.Tiles(self.client, origin)
+                runs = [(begin, end) for begin, end in places.runs]
+                proof = [base64.b64encode(one).decode() for one in prove_runs(runs, size, read)]
+            except ProofError as error:
+                why = f"{error}; authz verify tells what was changed"
+            except ValueError:
+                why = "several records claim one place; authz verify tells what was changed"
+        return LogPart(
+            origin=origin, checkpoint=note, records=places.records, first=places.first,
+            end=places.end, runs=places.runs, proof=proof, no_proof=why,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -131,39 +184,6 @@ def _runs(indexes: Iterable[int]) -> Iterator[Run]:
     yield first, end
 
 
-def _write_log(
-    client: Client, origin: str, out: _Out, form: Format, wanted: Selection, progress: Progress
-) -> LogPart | None:
-    """One log's records; None if it has no checkpoint, and so nothing to rest on."""
-    newest = tiles.best_checkpoint(client, origin, 0)
-    if newest is None:
-        return None
-    size, note = newest
-    places, write = _Places(), _FORMS[form]
-    for found in exports.leaves(client, origin, size, wanted):
-        out.write(*write(found.leaves))
-        places.add(found.indexes)
-        progress(found.indexes[-1] + 1, size)
-    proof, why = None, ""
-    if form == "fhir":
-        places.runs, why = None, "what FHIR says of a record does not give the record back"
-    elif places.runs is None:
-        why = f"they lie in more than {MOST_RUNS} places of the log"
-    else:
-        try:
-            read = tiles.Tiles(client, origin)
-            runs = [(begin, end) for begin, end in places.runs]
-            proof = [base64.b64encode(one).decode() for one in prove_runs(runs, size, read)]
-        except ProofError as error:
-            why = f"{error}; authz verify tells what was changed"
-        except ValueError:
-            why = "several records claim one place; authz verify tells what was changed"
-    return LogPart(
-        origin=origin, checkpoint=note, records=places.records, first=places.first,
-        end=places.end, runs=places.runs, proof=proof, no_proof=why,
-    )  # fmt: skip
-
-
 def _ndjson(leaves: Sequence[bytes]) -> tuple[bytes, int]:
     return b"\n".join([*leaves, b""]), len(leaves)
 
@@ -182,8 +202,8 @@ _FORMS: Mapping[Format, _Form] = {"ndjson": _ndjson, "csv": _csv, "fhir": _fhir}
 
 def _filters(wanted: Selection) -> Filters:
     since, until = wanted.window.since_us, wanted.window.until_us
+    asked = asdict(wanted.filters) | {"patients": list(wanted.filters.patients)}
     return Filters(
         since="" if since is None else time_text(since),
-        until="" if until is None else time_text(until),
-        subject=wanted.subject, patients=list(wanted.tokens), kinds=list(wanted.kinds),
+        until="" if until is None else time_text(until), kinds=list(wanted.kinds), **asked,
     )  # fmt: skip
