@@ -12,6 +12,8 @@ LARGE_DATA: Final = 256 << 10
 (76 KB) took 0.15 s, 3,000 0.7 s, 10,000 (760 KB) 6 s: it grows with the square."""
 
 _LACKING = re.compile(r"\b(http\.send|net\.cidr_\w+|json\.match_schema|rego\.parse_module)\s*\(")
+_FATAL = re.compile(r"\b(time\.(?:clock|date|diff|format|weekday))\s*\(")
+"""Looking up a time zone, or a weekday's name, ends the process where protobuf is loaded too."""
 _COMMENT = re.compile(r'("(?:[^"\\\n]|\\.)*"|`[^`]*`)|#[^\n]*')
 _FUNCTION = re.compile(r"^([A-Za-z_][\w.]*)\(([^)]*)\)", re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -28,6 +30,8 @@ def refusals(text: str) -> Iterator[str]:
     text = uncommented(text)
     for found in _LACKING.finditer(text):
         yield f"{found[1]} is not in the embedded engine"
+    for found in _FATAL.finditer(text):
+        yield f"{found[1]} can end the process in the embedded engine"
     for function, arguments, body in _functions(text):
         for argument in arguments:
             if _in_comprehension(argument, body):

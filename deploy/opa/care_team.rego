@@ -6,12 +6,19 @@ reaching_roles contains role if {
 	reaches(data.roles[role].reach)
 }
 
-reaches("own_record") if patients == {data.own_record[subject]}
+reaches("own_record") if patients == {own_record}
+
+# With SMART on FHIR, the record that the app was started for.
+own_record := launched_for if {
+	data.smart
+} else := data.own_records[tenant][subject] if {
+	data.tenants
+} else := data.own_record[subject]
 
 reaches("care_team") if {
 	count(patients) > 0
 	every patient in patients {
-		subject in data.care_team[patient]
+		subject in team(patient)
 	}
 }
 

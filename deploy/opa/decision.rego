@@ -2,13 +2,16 @@
 #
 # Roles pass a row of gates, each in its own file:
 #
-#   who      identity.rego     a verified person of this tenant, with roles we know
-#   what     roles.rego        roles that may do this to this kind of record
+#   who      identity.rego     a verified person of this tenant (tenants.rego), with roles we know
+#   when     hours.rego        of these, roles that count at this hour
+#   where    places.rego       of these, roles that count from here
+#   what     roles.rego        of these, roles that may do this to this kind of record
 #   why      purpose.rego      of these, roles that may do it for this purpose
 #   whose    care_team.rego    of these, roles that reach these patients
 #
 # or, in an emergency, break_glass.rego takes the place of the last two. If a role is left, the
-# request is allowed, unless something was found of the person (risk.rego). A gate that cannot be
+# request is allowed, unless the person is shut out (denied.rego), something was found of them
+# (risk.rego), or a module has a refusal: denied.rego, fields.rego, smart.rego. A gate that cannot be
 # evaluated lets no role through.
 package envoy.authz
 
@@ -23,7 +26,8 @@ default allow := {
 
 allow := {
 	"allowed": true,
-	"headers": {"x-authz-subject": subject},
+	"headers": told,
+	"query_parameters_to_set": query,
 	"request_headers_to_remove": ["x-break-glass"],
 	"audit": object.union(audit, {"reason": grounds}),
 } if {
@@ -58,8 +62,13 @@ default granted := false
 
 granted if {
 	grounds
+	not shut_out
 	not barred
+	count(refusals) == 0
 }
+
+# For the service. Other modules add to it; deploy/envoy removes what a client brings of x-authz-*.
+told["x-authz-subject"] := subject
 
 audit := {
 	"subject": subject,
@@ -94,10 +103,16 @@ objection := "no verified identity" if {
 	subject == ""
 } else := "not of this tenant" if {
 	not verified
+} else := shut_out if {
+	shut_out
 } else := barred_reason if {
 	barred
 } else := "no role" if {
 	count(known_roles) == 0
+} else := concat(" ", [any_of(known_roles), "not at this hour"]) if {
+	count(timely_roles) == 0
+} else := concat(" ", [any_of(timely_roles), "not from here"]) if {
+	count(placed_roles) == 0
 } else := "unknown resource" if {
 	resource_type == ""
 } else := "unknown interaction" if {
@@ -106,8 +121,10 @@ objection := "no verified identity" if {
 	count(refused_parameters) > 0
 } else := "malformed patient id" if {
 	malformed_patient
-} else := concat(" ", [any_of(known_roles), "may not", action, resource_type]) if {
+} else := concat(" ", [any_of(placed_roles), "may not", action, resource_type]) if {
 	count(able_roles) == 0
+} else := min(refusals) if {
+	count(granted_roles) > 0
 } else := concat(" ", [any_of(able_roles), "may not break the glass"]) if {
 	glass_asked
 	not may_break_glass

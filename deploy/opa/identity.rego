@@ -20,11 +20,17 @@ asserted_roles := sort({role |
 # Nobody crosses from one tenant to another, not even in an emergency.
 verified if {
 	subject != ""
-	tenant == data.tenant
+	of_this_tenant
 }
 
 known_roles contains role if {
 	verified
 	some role in asserted_roles
-	data.roles[role]
+	well_formed(data.roles[role])
+}
+
+# A setting that is misspelt would restrict nothing: such a role gives nothing.
+well_formed(entry) if {
+	count(object.keys(entry) - {"reach", "purposes", "may", "break_glass", "from", "hours", "fields"}) == 0
+	count(object.keys(object.get(entry, "fields", {})) - object.keys(entry.may)) == 0
 }

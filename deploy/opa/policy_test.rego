@@ -309,3 +309,11 @@ test_break_glass_gives_no_new_rights if {
 	doc := with_header(emergency, "fhir/Claim/clm-00001", "x-break-glass", "what does it cost")
 	denied(doc, "emergency_physician may not read Claim")
 }
+
+# Hours
+
+test_without_a_clock_a_role_with_hours_gives_nothing if {
+	role := object.union(data.roles.billing, {"hours": ["office"]})
+	decision := authz.allow with input as reading(billing, "fhir/Claim/clm-00001") with data.roles as {"billing": role}
+	decision.audit.reason == "billing not at this hour"
+}

@@ -79,6 +79,7 @@ refused_parameters contains parameter if {
 	some parameter, _ in input.parsed_query
 	not parameter in data.resources[resource_type].named_by
 	not parameter in data.resources[resource_type].narrowed_by
+	not parameter in fitting_parameters
 }
 
 malformed_patient if {

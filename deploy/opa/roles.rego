@@ -4,6 +4,6 @@ package envoy.authz
 able_roles contains role if {
 	count(refused_parameters) == 0
 	not malformed_patient
-	some role in known_roles
+	some role in placed_roles
 	action in data.roles[role].may[resource_type]
 }

@@ -2,14 +2,11 @@
 
 import itertools
 import json
-import subprocess
 from collections import Counter
-from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import jwt
 import pytest
-from regopy import Interpreter
+from deciding import POLICY, Embedded, decide_with_opa, input_document, run
 
 from authz.demo.people import (
     AUDIENCE,
@@ -24,79 +21,12 @@ from authz.demo.people import (
     plan,
 )
 
-POLICY = Path(__file__).parents[2] / "deploy" / "opa"
-DECISION = "data.envoy.authz.allow"
 AUDIT = {"subject", "tenant", "roles", "purpose", "patients", "resource", "break_glass", "reason"}
-
-
-def input_document(request: Request, *, with_body: bool = True) -> dict:
-    """What the policy sees of `request` once Envoy has verified its person's token."""
-    parts = urlsplit(request.path)
-    http = {
-        "method": request.method,
-        "path": request.path,
-        "host": "fhir.example",
-        "headers": {":method": request.method, ":path": request.path, **request.headers},
-    }
-    if with_body and request.body:
-        http["body"] = request.body.decode()
-    attributes = {"request": {"http": http}}
-    if request.person is not None:
-        person = PEOPLE[request.person]
-        claims = {
-            "sub": person.sub,
-            "roles": list(person.roles),
-            "tenant": person.tenant,
-            "purpose": person.purpose,
-        }
-        verified = {"envoy.filters.http.jwt_authn": {"verified_jwt": claims}}
-        attributes["metadataContext"] = {"filterMetadata": verified}
-    return {
-        "version": {"ext_authz": "v3", "encoding": "protojson"},
-        "attributes": attributes,
-        "parsed_path": unquote(parts.path).lstrip("/").split("/"),
-        "parsed_query": parse_qs(parts.query, keep_blank_values=True),
-        "parsed_body": None,
-        "truncated_body": False,
-    }
-
-
-class Embedded:
-    """The policy directory in rego-cpp."""
-
-    def __init__(self) -> None:
-        self._engine = Interpreter()
-        for path in sorted(POLICY.glob("*.rego")):
-            if not path.name.endswith("_test.rego"):
-                self._engine.add_module(path.name, path.read_text())
-        self._engine.add_data(json.loads((POLICY / "data.json").read_text()))
-        self._bundle = self._engine.build(f"decision = {DECISION}")
-
-    def decide(self, document: dict) -> dict:
-        # Not set_input: it takes a quotation mark in a string for the string's end.
-        self._engine.set_input_term(json.dumps(document, ensure_ascii=False))
-        output = self._engine.query_bundle(self._bundle)
-        assert output.ok()
-        return json.loads(output.binding("decision").json())
 
 
 @pytest.fixture(scope="module")
 def embedded() -> Embedded:
-    return Embedded()
-
-
-def run(*command: str, stdin: str = "") -> str:
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def decide_with_opa(opa: str, documents: list[dict]) -> list[dict]:
-    """OPA's decision on each document, all in one run of the program."""
-    query = f"[d | some i; doc := input.documents[i]; d := {DECISION} with input as doc]"
-    command = (opa, "eval", "--data", str(POLICY), "--stdin-input", "--strict-builtin-errors")
-    output = run(*command, query, stdin=json.dumps({"documents": documents}))
-    return json.loads(output)["result"][0]["expressions"][0]["value"]
+    return Embedded(POLICY)
 
 
 def decided(total: int, seed: int = 1) -> list[Request]:
@@ -192,7 +122,7 @@ def test_both_engines_give_the_same_decisions(embedded: Embedded, opa: str) -> N
         for with_body in (True, False)
     ]
     documents += [{}, {"attributes": {}}, *malformed_claims(), *with_risk()]
-    theirs = decide_with_opa(opa, documents)
+    theirs = decide_with_opa(opa, POLICY, documents)
     assert len(theirs) == len(documents)
     for document, decision in zip(documents, theirs, strict=True):
         assert embedded.decide(document) == decision, document

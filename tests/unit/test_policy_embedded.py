@@ -105,6 +105,8 @@ def refused(path, query="envoy/authz/allow"):
         (HEAD + "allow if data.lib.nothing(input.x)\n", ["data.lib.nothing"]),
         (HEAD + 'allow := http.send({"url": "http://x"}).status == 200\n', ["http.send", "OPA"]),
         (HEAD + 'allow := net.cidr_contains("10.0.0.0/8", input.ip)\n', ["net.cidr", "OPA"]),
+        (HEAD + 'allow := time.weekday(1) == "Thursday"\n', ["time.weekday", "OPA"]),
+        (HEAD + 'allow := time.clock([1, "UTC"])[0] == 0\n', ["time.clock", "OPA"]),
         (HEAD + "x := true\n", ["--decision envoy/authz/allow", "package envoy.authz"]),
         ("package other\nimport rego.v1\nallow := true\n", ["--decision envoy/authz/allow"]),
         ("", ["policy"]),
