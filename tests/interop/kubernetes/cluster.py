@@ -225,7 +225,7 @@ def _told(each: Object, hosts: Network, store: str) -> Object:
     told: Object = yaml.safe_load(text)
     if told["kind"] == "Secret" and "store" in told["data"]:
         told["data"]["store"] = base64.b64encode(store.encode()).decode()
-    if told["kind"] == "ConfigMap" and told["metadata"]["name"].startswith(("authz-v", "authz-s")):
-        if "authz.yaml" not in told["data"]:
-            told["data"] |= {"AUTHZ_TIMEOUT": "5s", "AUTHZ_EXT_AUTHZ__TIMEOUT_MS": "5000"}
+    waits = told["metadata"]["name"].startswith(("authz-v", "authz-s"))
+    if told["kind"] == "ConfigMap" and waits and "authz.yaml" not in told["data"]:
+        told["data"] |= {"AUTHZ_TIMEOUT": "5s", "AUTHZ_EXT_AUTHZ__TIMEOUT_MS": "5000"}
     return told
