@@ -61,8 +61,15 @@ def create_file(path: Path, data: bytes) -> None:
 
 
 def is_open(path: Path) -> bool:
-    """Whether others than its owner may read a file. Raises `OSError`."""
-    return bool(path.stat().st_mode & 0o077)
+    """Whether others may read a secret file than those whom its owner means. Raises `OSError`.
+
+    A file of our own is ours alone. One that root gives us, such as a credential of systemd's or a
+    secret that Kubernetes mounts, is root's, and can be read through its group: of systemd's, these
+    bits are the access list's mask (0440), and nobody is in the group.
+    """
+    found = path.stat()
+    given = found.st_uid == 0 != os.geteuid()
+    return bool(found.st_mode & (0o037 if given else 0o077))
 
 
 def lock_directory(directory: Path) -> int:
