@@ -1,7 +1,12 @@
-# Who asks: only what Envoy's jwt_authn has verified. No header says who somebody is.
+# Who asks: only what was verified, by Envoy's jwt_authn or by authz itself, which does it where
+# ext_authz comes first (docs/identity.md). No header says who somebody is.
 package envoy.authz
 
-claims := input.attributes.metadataContext.filterMetadata["envoy.filters.http.jwt_authn"].verified_jwt
+verified_by_envoy := input.attributes.metadataContext.filterMetadata["envoy.filters.http.jwt_authn"].verified_jwt
+
+claims := verified_by_envoy
+
+claims := input.authz.claims if not verified_by_envoy
 
 default subject := ""
 
