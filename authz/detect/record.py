@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from authz.detect.detector import Finding, Total
 from authz.detect.usual import DAY_US
 from authz.record import SCHEMA_VERSION, Record, clean, notice
-
-DAY = "watch_day"
+from authz.store.watched import DAY
 
 
 def finding_record(finding: Finding) -> Record:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from authz.detect.break_glass import Review, Use, Uses
-from authz.detect.record import DAY
 from authz.record import Record, details_of, place_of
 from authz.record.shown import shown
 from authz.report import findings
@@ -22,6 +21,7 @@ from authz.store import reports
 from authz.store.client import Client
 from authz.store.lookups import Window
 from authz.store.reports import Counts
+from authz.store.watched import DAY
 
 _MOST = 50  # rows of what is counted by value
 _REVISION_SHOWN = 12

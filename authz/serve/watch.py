@@ -22,7 +22,7 @@ from authz.detect.break_glass import Uses, late, use_of, without_reason
 from authz.detect.detector import Finding, detector_of
 from authz.detect.event import record_id
 from authz.detect.feeds import Feeds
-from authz.detect.record import DAY, day_notice, finding_record, key_of
+from authz.detect.record import day_notice, finding_record, key_of
 from authz.errors import UnavailableError
 from authz.feeds.loaded import Tables
 from authz.files import make_directory
@@ -36,6 +36,7 @@ from authz.store.client import QUERY_ERRORS, Client, connect, explain
 from authz.store.findings import glass
 from authz.store.lookups import Window
 from authz.store.migrations import check
+from authz.store.watched import DAY
 
 _LOOK_SECONDS = 0.5
 _MOST = 50_000  # records of one log at a time

@@ -14,7 +14,9 @@ _KEYS = (
     "SELECT JSONExtractString(details, 'key') FROM findings"
     " WHERE sealed_at >= fromUnixTimestamp64Micro(%(since)s)"
 )
-_DAY = "SELECT max(JSONExtractUInt(details, 'day')) FROM notices WHERE event = 'watch_day'"
+DAY = "watch_day"
+"""The event of a notice that says how a day was that is over."""
+_DAY = f"SELECT max(JSONExtractUInt(details, 'day')) FROM notices WHERE event = '{DAY}'"
 
 
 def sizes(client: Client) -> dict[str, int]:

@@ -71,7 +71,6 @@ def console(site, *, port=None, identity=None, store=None, **console_options):
     directory = site.directory
     port = port or free_port()
     settings = {
-        "store": store or site.store,
         "data_dir": str(directory / f"data-{port}"),
         "ext_authz": {"receiver": site.address},
         "privacy": {"key": str(directory / "privacy.key")},
@@ -86,9 +85,10 @@ def console(site, *, port=None, identity=None, store=None, **console_options):
     }
     path = directory / f"console-{port}.yaml"
     path.write_text(yaml.safe_dump(settings))
+    environment = site.ours.environment | {"AUTHZ_STORE": store or site.store}
     command = [*AUTHZ, "serve", "console", "--config", path]
     with (directory / f"console-{port}.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=site.ours.environment)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
             assert until(lambda: listens(port) or process.poll() is not None, 30)
             assert process.poll() is None, (directory / f"console-{port}.log").read_text()

@@ -4,7 +4,6 @@ import time
 
 from test_lookup import HOUR, KEY, NOON, OLD, access, decision, disclosure, stored
 
-from authz.detect.record import DAY
 from authz.record import notice
 from authz.report.activity import activity
 from authz.report.breach import breach
@@ -17,6 +16,7 @@ from authz.report.periodic import periodic
 from authz.store import reports
 from authz.store.feeds import Loading
 from authz.store.lookups import EVER, Window
+from authz.store.watched import DAY
 
 NO = {"allowed": False, "reason": "not on the care team", "reason_code": "policy"}
 
