@@ -30,6 +30,7 @@ from tests.faults.network import Network, network
 OUTSIDE = "outside"
 _CLICKHOUSE = 19000
 _BUNDLES = 8000
+_VALUES = ("authz-values-", "authz-site-")
 
 
 @dataclass(slots=True)
@@ -225,7 +226,6 @@ def _told(each: Object, hosts: Network, store: str) -> Object:
     told: Object = yaml.safe_load(text)
     if told["kind"] == "Secret" and "store" in told["data"]:
         told["data"]["store"] = base64.b64encode(store.encode()).decode()
-    waits = told["metadata"]["name"].startswith(("authz-v", "authz-s"))
-    if told["kind"] == "ConfigMap" and waits and "authz.yaml" not in told["data"]:
+    if told["kind"] == "ConfigMap" and told["metadata"]["name"].startswith(_VALUES):
         told["data"] |= {"AUTHZ_TIMEOUT": "5s", "AUTHZ_EXT_AUTHZ__TIMEOUT_MS": "5000"}
     return told

@@ -56,8 +56,8 @@ def debian(directory: Path) -> Image:
 
 
 def build(base: Image, directory: Path) -> Image:
-    """What the Dockerfile makes of `base`, with what `make wheel sbom` put into dist/. Where it
-    made the same of the same before, its files are taken as they are."""
+    """What the Dockerfile makes of `base`, with what `make wheel sbom` put into dist/. Where it was
+    made of the same before, its files are taken as they are."""
     stages: dict[str, Image] = {}
     image = base
     lines = DockerfileParser(fileobj=io.BytesIO(DOCKERFILE.read_bytes())).structure
