@@ -132,7 +132,7 @@ class Reports:
         """The records of a search, as they are read: a ZIP archive with the manifest at its end."""
         search = Search.of(visit)
         form = _one_of(visit, "format", FILES)
-        reason = visit.needed("reason", "the reason why you export these records")
+        reason = visit.needed("why", "the reason why you export these records")
         await visit.look(
             "export", reason=reason, tokens=search.filters.patients, format=form, **search.told
         )

@@ -25,6 +25,7 @@ _MINUTE_US = 60 * 1_000_000
 _DAY_US = 24 * 60 * _MINUTE_US
 _LONGEST_US = 32 * _DAY_US
 _LIMIT = 200
+_TIMES = ("since", "until")
 _MOST_TOKENS = 512  # characters
 
 
@@ -54,17 +55,24 @@ class Search:
     @property
     def told(self) -> dict[str, object]:
         """What the record of a look has of it, but for the patients and the place."""
-        filters = {name: one for name, one in asdict(self.filters).items() if name != "patients"}
-        return filters | {"since": self.window.since_us, "until": self.window.until_us}
+        since, until = self.window.since_us, self.window.until_us
+        return {"filters": self._filters, "since": since, "until": until}
 
     @property
     def asked(self) -> dict[str, str]:
         """What an address or a form has of it, but for the place."""
-        times = {name: words.moment(at or 0).replace(" ", "T") for name, at in (
-            ("since", self.window.since_us), ("until", self.window.until_us),
-        )}  # fmt: skip
-        told = self.told | times | {"patient": ",".join(self.filters.patients)}
-        return {name: str(value) for name, value in told.items() if value}
+        since, until = (
+            words.moment(at or 0) for at in (self.window.since_us, self.window.until_us)
+        )
+        patients = ",".join(self.filters.patients)
+        told = self._filters | {"patient": patients, "since": since, "until": until}
+        return {name: value.replace(" ", "T") if name in _TIMES else value
+                for name, value in told.items() if value}  # fmt: skip
+
+    @property
+    def _filters(self) -> dict[str, str]:
+        told = asdict(self.filters)
+        return {name: value for name, value in told.items() if value and name != "patients"}
 
     @property
     def address(self) -> str:

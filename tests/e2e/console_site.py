@@ -90,13 +90,13 @@ def console(site, *, port=None, identity=None, store=None, **console_options):
     with (directory / f"console-{port}.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
-            assert until(lambda: listens(port) or process.poll() is not None, 30)
+            assert until(lambda: listens(port) or process.poll() is not None, 120)
             assert process.poll() is None, (directory / f"console-{port}.log").read_text()
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
                 yield client
         finally:
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
 
 
 def looks(site):

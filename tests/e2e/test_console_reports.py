@@ -119,7 +119,7 @@ def test_who_may_take_what(site):
         assert "Accounting" not in page
         assert 'action="/export"' not in page
         assert post(security, "/report", report="access", identifier="p-1").status_code == 403
-        assert post(security, "/export", format="csv").status_code == 403
+        assert post(security, "/export", format="csv", why="x").status_code == 403
         assert post(security, "/report", report="activity", subject="dr.alder").status_code == 200
     with console(site, everyone="a.birch", everyone_roles=["auditor"]) as auditor:
         answer = post(auditor, "/report", report="access", identifier="p-1")
@@ -132,8 +132,8 @@ def test_who_may_take_what(site):
 def test_an_export_of_a_search(site, officer, tmp_path, form):
     """An archive with the records that meet the search, and a manifest that proves them."""
     why = f"for the auditor, as {form}"
-    asked = {"subject": "dr.alder", "decision": "allowed", "reason_code": "allowed"}
-    answer = post(officer, "/export", format=form, since="2026-01-01", **asked, reason=why)
+    asked = {"subject": "dr.alder", "decision": "allowed", "reason": "care TEAM"}
+    answer = post(officer, "/export", format=form, since="2026-01-01", **asked, why=why)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/zip"
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
@@ -157,7 +157,7 @@ def test_an_export_that_is_cut_off(site, tmp_path):
     relay = Holding(address, b"FROM tiles")
     with console(site, store=site.store.replace(address, relay.address), everyone="a.birch",
                  everyone_roles=["auditor"]) as auditor:  # fmt: skip
-        data = {"mark": mark_in(auditor.get("/search").text), "reason": "x", "format": "ndjson",
+        data = {"mark": mark_in(auditor.get("/search").text), "why": "x", "format": "ndjson",
                 "subject": "dr.alder"}  # fmt: skip
         with auditor.stream("POST", "/export", data=data) as answer:
             assert answer.status_code == 200
