@@ -114,13 +114,11 @@ def test_the_overview_is_live(site, officer, light):
     polite = light.find_elements(By.CSS_SELECTOR, "[aria-live]")
     assert [one.tag_name for one in polite] == ["h1"]
 
-    first = light.current_window_handle
-    light.switch_to.new_window("tab")
-    light.switch_to.window(first)  # asks it, and does not bring it to the front
-    assert light.execute_script("return document.hidden")
+    # Headless, a tab in the background is not always hidden: it is told so.
+    hide(light, hidden=True)
     assert_quiet(light)
-    light.execute_cdp_cmd("Page.bringToFront", {})
     seen = asked(light)
+    hide(light, hidden=False)
     wait.until(lambda one: asked(one) > seen)
 
     button = light.find_element(By.CSS_SELECTOR, "#live button")
@@ -131,6 +129,14 @@ def test_the_overview_is_live(site, officer, light):
     button.click()
     wait.until(lambda one: "Not live any more" in one.find_element(By.ID, "live").text)
     assert_quiet(light)
+
+
+def hide(browser, *, hidden):
+    browser.execute_script(
+        "const value = arguments[0];"
+        " Object.defineProperty(document, 'hidden', {configurable: true, get: () => value});"
+        " document.dispatchEvent(new Event('visibilitychange'));", hidden,
+    )  # fmt: skip
 
 
 def assert_quiet(browser):
