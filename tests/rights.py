@@ -89,7 +89,9 @@ def told_in_sql(admin: Client, *files: str) -> set[str]:
 def told_by_server(admin: Client) -> set[str]:
     """The same of all that the server has, but for its own users."""
     found = {each for (told,) in admin.execute("SHOW ACCESS") for each in _plain(told)}
-    its = r"CREATE (USER|SETTINGS PROFILE|QUOTA) (admin|boot|default)\b|GRANT .* TO (admin|default)\b"
+    its = (
+        r"CREATE (USER|SETTINGS PROFILE|QUOTA) (admin|boot|default)\b|GRANT .* TO (admin|default)\b"
+    )
     return {each for each in found if not re.match(its, each)}
 
 

@@ -22,8 +22,8 @@ TRACED = CHECKOUT / "tests" / "faults" / "traced.py"
 CALLS = "openat,open,creat,mkdir,unlink,rename,renameat,renameat2,connect"
 # Of the system and of the program itself: read by every process.
 SYSTEM = (
-    sys.prefix, sys.base_prefix, str(CHECKOUT / "authz"), str(TRACED.parent), "/etc", "/usr", "/lib",
-    "/proc", "/sys", "/dev",
+    sys.prefix, sys.base_prefix, str(CHECKOUT / "authz"), str(TRACED.parent),
+    "/etc", "/usr", "/lib", "/proc", "/sys", "/dev",
 )  # fmt: skip
 # What anybody may read.
 PUBLIC = {"checkpoint", "trust.yaml"}
@@ -88,7 +88,7 @@ class Traced:
 
 @pytest.fixture(scope="module")
 def house(clickhouse, tmp_path_factory):
-    """ext-authz, receiver and console, each traced through a start, a request, a page and a stop."""
+    """The three, each traced through a start, a request, a page and a stop."""
     program("strace", "strace")
     directory = tmp_path_factory.mktemp("touched")
     name = "touched"
@@ -115,7 +115,9 @@ def house(clickhouse, tmp_path_factory):
         try:
             stored = {"AUTHZ_STORE": store}
             parts += [Traced(directory, ours, "receiver", at["receiver"], *given, **stored)]
-            (directory / "trust.yaml").write_text((directory / "receiver" / "trust.yaml").read_text())
+            (directory / "trust.yaml").write_text(
+                (directory / "receiver" / "trust.yaml").read_text()
+            )
             parts.append(
                 Traced(directory, ours, "ext-authz", at["ext-authz"], *given, "--policy", policy)
             )
@@ -148,7 +150,9 @@ def test_reads_what_it_is_given(house):
     """Besides its own directory: its configuration, the keys and the policy that this names."""
     given = {house.directory / "authz.yaml", house.directory / "keys" / "privacy.key"}
     rego = set((CHECKOUT / "deploy" / "opa").iterdir())
-    policy = {house.directory / "policy" / file.name for file in rego} | {house.directory / "policy"}
+    policy = {house.directory / "policy" / file.name for file in rego} | {
+        house.directory / "policy"
+    }
     allowed = {"receiver": given, "ext-authz": given | policy, "console": given | policy}
     allowed["console"].add(house.directory / "trust.yaml")
     for part in house.parts:

@@ -31,10 +31,14 @@ def issued(tmp_path_factory):
     return directory, made
 
 
-def test_files_are_read(tmp_path):
+def root(file):
+    return ET.parse(file).getroot()  # noqa: S314 - our own
+
+
+def test_files_are_read():
     """Each is an XML file of ClickHouse's, and stands on its own."""
     for file in FILES:
-        assert ET.parse(file).getroot().tag == "clickhouse", file
+        assert root(file).tag == "clickhouse", file
 
 
 def test_a_server_has_what_the_files_say(tmp_path):
@@ -94,7 +98,8 @@ def old_server(directory, made):
         process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=log)
     try:
         up = until(lambda: listens(int(ports[0])) or process.poll() is not None, 60)
-        assert up and process.poll() is None, (directory / "log").read_text()[-2000:]
+        assert up
+        assert process.poll() is None, (directory / "log").read_text()[-2000:]
         yield ports, plain
     finally:
         process.terminate()
@@ -104,7 +109,7 @@ def old_server(directory, made):
 def test_tls(tmp_path, issued):
     """Nobody gets as far as a password without a certificate of the authority; a server without
     one is not spoken to; nothing listens in plain text."""
-    directory, made = issued
+    _, made = issued
     certificate, key = made.issue("receiver", file="receiver")
     (tmp_path / "other").mkdir()
     other = Certificates(tmp_path / "other")
@@ -169,7 +174,8 @@ def test_a_cluster_over_tls(tmp_path, issued, monkeypatch):
     ):  # fmt: skip
         home = tmp_path / f"server-{name}"
         shipped(home, "cluster.xml", hosts)
-        tls = re.search("<openSSL>.*</openSSL>", (HERE / "config.d" / "tls.xml").read_text(), re.S)
+        text = (HERE / "config.d" / "tls.xml").read_text()
+        tls = re.search("<openSSL>.*</openSSL>", text, re.DOTALL)
         configured(home, tls=tls[0].replace(TLS_DIRECTORY, str(place)))
         found[name] = embedded.start(home, tcp=port)
     try:
@@ -190,10 +196,10 @@ def test_a_cluster_over_tls(tmp_path, issued, monkeypatch):
         relay.close()
 
 
-def test_keepers_are_the_clusters(monkeypatch):
+def test_keepers_are_the_clusters():
     """keeper.xml's servers are those that cluster.xml asks. No Keeper can be started here."""
-    keeper = ET.parse(HERE / "config.d" / "keeper.xml").getroot().find("keeper_server")
-    asked = ET.parse(HERE / "config.d" / "cluster.xml").getroot().find("zookeeper")
+    keeper = root(HERE / "config.d" / "keeper.xml").find("keeper_server")
+    asked = root(HERE / "config.d" / "cluster.xml").find("zookeeper")
     named = [(one.findtext("id"), one.findtext("hostname")) for one in keeper.iter("server")]
     assert named == [("1", "keeper-1"), ("2", "keeper-2"), ("3", "keeper-3")]
     assert [node.findtext("host") for node in asked] == [host for _, host in named]

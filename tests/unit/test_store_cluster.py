@@ -457,7 +457,9 @@ def test_the_documented_users(admin, urls, log_in, cluster):
             "INSERT INTO schema_versions (version) VALUES (99)",
             "SELECT * FROM file('/etc/passwd')",
         ):
-            with pytest.raises(QUERY_ERRORS, match="Not enough privileges|DDL queries are prohibit"):
+            with pytest.raises(
+                QUERY_ERRORS, match=r"Not enough privileges|DDL queries are prohibit"
+            ):
                 client.execute(statement)
         lease = Lease(Claims(client, SIGNER.name), "holder", "who")
         assert lease.take() is None
@@ -493,7 +495,13 @@ def test_readers_over_shards(admin, urls, log_in):
     """Readers of a cluster need its tables, and neither temporary tables nor remote(); a tenant's
     sees that tenant's records of all shards, in every view and in the aggregates."""
     migrations.migrate(admin, SHARDS)
-    said = {"subject": "p", "time": 10**15, "allowed": True, "enforced": True, "patients": ["k.one"]}
+    said = {
+        "subject": "p",
+        "time": 10**15,
+        "allowed": True,
+        "enforced": True,
+        "patients": ["k.one"],
+    }
     for number, log in enumerate(map(log_in, urls, signers(admin))):
         for tenant in ("lakeside", "hillside", ""):
             request = said | {"tenant": tenant, "decision_id": f"{number}{tenant}"}

@@ -70,7 +70,7 @@ GRANT TABLE ENGINE ON MergeTree TO authz_retention;
 
 -- authz migrate. The materialized views that feed the aggregates run with these rights.
 CREATE ROLE IF NOT EXISTS authz_migrator;
-GRANT ALTER ADD COLUMN, ALTER ADD INDEX, ALTER SETTINGS, CREATE TABLE, CREATE VIEW, DROP VIEW ON * TO authz_migrator;
+GRANT ALTER ADD COLUMN, ALTER ADD INDEX, ALTER DROP INDEX, ALTER MATERIALIZE INDEX, ALTER ADD PROJECTION, ALTER MATERIALIZE PROJECTION, ALTER SETTINGS, CREATE TABLE, CREATE VIEW, DROP VIEW ON * TO authz_migrator;
 GRANT SELECT ON audit_log TO authz_migrator;
 GRANT SELECT, INSERT ON activity_hourly TO authz_migrator;
 GRANT SELECT, INSERT, ALTER DELETE ON baseline_daily TO authz_migrator;
