@@ -6,9 +6,8 @@ The version before is built from this repository's history as a wheel, into a vi
 of its own, with the libraries of this one. Twice, each time in another order, requests go through
 Envoy without a pause while the schema, the receiver and ext-authz become those of this version,
 with `--seconds` of each mixture. Exit 1 if a request was let through that is not in the log as
-allowed, if
-anything is there twice, if a decision without its access is not told as a gap or anything else is,
-or if `authz verify` finds anything.
+allowed, if anything is there twice, if a decision without its access is not told as a gap or
+anything else is, or if `authz verify` finds anything.
 """
 
 import argparse
