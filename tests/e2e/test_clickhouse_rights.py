@@ -12,7 +12,7 @@ from logs import SIGNER
 from old_logs import Clock, OldLog, us
 from programs import AUTHZ, CHECKOUT, free_port, listens, until, world
 from rights import as_user, authz, names, serving, shipped, told_by_server, told_in_sql
-from test_documentation import _check
+from test_documentation import _check, blocks
 
 from authz.record.privacy import load_key
 from authz.store.client import connect

@@ -90,7 +90,7 @@ class Mixed(Tuned):
 
 
 def upgraded(stack: Mixed, order: Sequence[str], seconds: float) -> Iterator[str]:
-    """Upgrades in this order; yields what is wrong, and last what was counted."""
+    """Upgrades in this order; yields what is wrong."""
     if stack.schema >= migrations.VERSION:
         yield f"it began with schema {stack.schema}"
 
@@ -117,15 +117,18 @@ def faults(stack: Mixed, answers: list[Answer], found: Account, said: Told) -> I
     if found.invented:
         yield f"{found.invented} accesses name a decision that nobody recorded"
     with connect(stack.store) as client:
-        [(decisions, matched)] = client.execute(
-            "SELECT count(), countIf(decision_id IN (SELECT decision_id FROM accesses))"
-            " FROM decisions"
-        )
-        [(counted,)] = client.execute("SELECT sum(decisions) FROM activity_hourly")
+        query = "SELECT sum(decisions), (SELECT count() FROM decisions) FROM activity_hourly"
+        [(counted, decisions)] = client.execute(query)
     if counted != decisions:
         yield f"activity_hourly counts {counted} decisions of {decisions}"
-    open_gaps = said.gaps - said.closed
-    print(decisions, matched, open_gaps, said.sums, Counter(one.status for one in answers))
+    became = {name: said.sums[name] for name in ("matched", "unanswered", "unseen", "missing")}
+    if said.sums["decisions"] != sum(became.values()):
+        yield f"of {said.sums['decisions']} decisions these are told: {became}"
+    gaps = said.gaps - said.closed
+    if gaps["no_access"] != became["missing"] or gaps.keys() - {"no_access", "no_disclosure"}:
+        yield f"gaps that no restart explains: {dict(gaps)}"
+    statuses = dict(Counter(answer.status for answer in answers))
+    print(f"answers: {statuses}; decisions: {became}; gaps: {dict(gaps)}", file=sys.stderr)
 
 
 def main() -> int:
