@@ -114,10 +114,12 @@ def authz(environment: Mapping[str, str], *line: str | Path) -> tuple[int, str]:
         # A command leaves its connections to the end of its process, which goes on here.
         warnings.simplefilter("ignore", ResourceWarning)
         done = CliRunner().invoke(app, list(map(str, line)), env=dict(environment))
+        code, told = done.exit_code, done.output
         if isinstance(done.exception, AuthzError):
-            return done.exception.exit_code, str(done.exception)
+            code, told = done.exception.exit_code, str(done.exception)
+        del done
         gc.collect()
-    return done.exit_code, done.output
+    return code, told
 
 
 def as_user(store: str, name: str) -> str:
