@@ -11,7 +11,7 @@ from clickhouse_driver.errors import ServerException
 from logs import SIGNER
 from old_logs import Clock, OldLog, us
 from programs import AUTHZ, CHECKOUT, free_port, listens, until, world
-from rights import as_user, authz, names, serving, shipped, told_by_server, told_in_sql
+from rights import HERE, as_user, authz, names, serving, shipped, told_by_server, told_in_sql
 from test_documentation import _check, blocks
 
 from authz.record.privacy import load_key
@@ -484,6 +484,16 @@ def test_both_forms_say_the_same(house):
         said = told_in_sql(admin, "roles.sql", "limits.sql", "users.sql", "tenant.sql")
         had = told_by_server(admin)
     assert said - had == had - said == set()
+
+
+def test_the_pages_queries(house):
+    """Who can change what must stay is the administrator alone; the log of queries is named."""
+    text = (HERE / "README.md").read_text()
+    wide, _, goes = re.findall(r"^```sql\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    with connect(house.store) as admin:
+        assert {who for who, *_ in admin.execute(wide)} == {"admin"}
+        admin.execute("SYSTEM FLUSH LOGS")
+        assert admin.execute(goes) == [("system", "query_log", "")]
 
 
 def test_verify_sees_the_definitions(house):
