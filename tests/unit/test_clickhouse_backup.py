@@ -13,7 +13,7 @@ from authz.anchors import put
 from authz.store.client import connect
 
 PAGE = (CHECKOUT / "docs" / "clickhouse.md").read_text()
-STATEMENT = r"^((?:BACKUP|RESTORE|DROP) DATABASE authz\b.*?)(?=^[A-Z]|^```|^authz)"
+STATEMENT = r"^((?:BACKUP|RESTORE|DROP) DATABASE `authz`.*?)(?=^[A-Z]|^```|^authz)"
 WHOLE, MORE, _, DROP, RESTORE = re.findall(STATEMENT, PAGE, re.MULTILINE | re.DOTALL)
 
 
