@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench soak namespaces image image-check kubernetes reference lock licences sbom audit wheel reproducible clean
+.PHONY: demo test bench soak upgrade namespaces image image-check kubernetes reference lock licences sbom audit wheel reproducible clean
 
 demo: $(VENV)/.demo
 	$(BIN)/authz demo
@@ -26,6 +26,10 @@ soak: $(VENV)/.dev
 # under a systemd of its own. Needs root and OPA; some minutes. It prints what it measured.
 namespaces: $(VENV)/.dev
 	$(BIN)/pytest -m namespaces -s
+
+# Upgrades a running house from the version before, part by part, under load. Needs the history.
+upgrade: $(VENV)/.dev
+	$(BIN)/python -m tests.faults.upgrade
 
 # All benchmarks, into docs/benchmarks.md: half an hour, on a machine with nothing else to do.
 # PLUGIN is the program opa-envoy-plugin, the Check path's peer.

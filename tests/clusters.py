@@ -8,12 +8,12 @@ the engine that it replicates; and what replication would copy, a test copies.
 
 import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from rights import configured, users
 
 from authz.store import embedded
 from authz.store.client import connect
@@ -29,13 +29,6 @@ _MORE = """<remote_servers>{clusters}</remote_servers>
 <zookeeper><implementation>testkeeper</implementation></zookeeper>
 <macros><shard>{number}</shard><replica>server{number}</replica></macros>
 """
-_USER = """<{name}>
-  <password>{name}</password><networks><ip>127.0.0.1</ip></networks>
-  <profile>default</profile><quota>default</quota>
-  <grants>{grants}</grants>
-</{name}>
-"""
-
 _ON_CLUSTER = re.compile(r" ON CLUSTER '\w+'")
 _REPLICATED = re.compile(r"Replicated(\w*MergeTree)\('[^']*', '[^']*'(?:, )?")
 
@@ -74,30 +67,21 @@ class OnEach:
 
 
 @contextmanager
-def start(directory: Path, grants: Mapping[str, Sequence[str]]) -> Iterator[Servers]:
-    """Both servers, each knowing the clusters, with a Keeper of its own in memory; and users
-    with `grants`, whose passwords are their names."""
+def start(directory: Path, *files: str) -> Iterator[Servers]:
+    """Both servers, each knowing the clusters, with a Keeper of its own in memory; and the users of
+    `files` of deploy/clickhouse/users.d, whose passwords are their names."""
     ports = [_free_port() for _ in range(2)]
     replicas = [_REPLICA.format(port=port) for port in ports]
     shards = {SHARDS: [_SHARD.format(replicas=replica) for replica in replicas]}
     shards[REPLICAS] = [_SHARD.format(replicas="".join(replicas))]
     known = [_CLUSTER.format(name=name, shards="".join(each)) for name, each in shards.items()]
-    users = [
-        _USER.format(name=name, grants="".join(f"<query>{grant}</query>" for grant in theirs))
-        for name, theirs in grants.items()
-    ]
     running: list[embedded.Embedded] = []
     try:
         for number, port in enumerate(ports, 1):
-            config = _MORE.format(clusters="".join(known), number=number)
-            with pytest.MonkeyPatch.context() as patch:
-                for name, text, end in (
-                    ("_CONFIG", config, "</clickhouse>"),
-                    ("_USERS", "".join(users), "  </users>"),
-                ):
-                    plain = getattr(embedded, name)
-                    patch.setattr(embedded, name, plain.replace(end, text + end))
-                running.append(embedded.start(directory / str(number), tcp=port))
+            home = directory / str(number)
+            configured(home, cluster=_MORE.format(clusters="".join(known), number=number))
+            with users(home, *files):
+                running.append(embedded.start(home, tcp=port))
         urls = tuple(server.store.rpartition("/")[0] for server in running)
         yield Servers(urls, tuple(running))
     finally:

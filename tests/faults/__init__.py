@@ -1,7 +1,7 @@
 """Faults, and that nothing is lost to them.
 
 The long forms run from the checkout: ``python -m tests.faults.soak``, ``python -m
-tests.faults.away``.
+tests.faults.away``, ``python -m tests.faults.upgrade``.
 """
 
 import sys

@@ -15,9 +15,10 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from logs import SIGNER
+from rights import as_user, serving
 
 from authz.record import FIELDS, notice
-from authz.store import embedded, migrations
+from authz.store import migrations
 from authz.store.client import QUERY_ERRORS, connect
 from deploy.grafana.board import ALL
 from deploy.grafana.build import BOARDS, DASHBOARDS, SOURCE, written
@@ -152,27 +153,14 @@ def fill(client):
     )
 
 
-_PROFILE = "<authz_reader><readonly>2</readonly></authz_reader>"
-_USER = """<grafana>
-  <password>grafana</password><networks><ip>127.0.0.1</ip></networks>
-  <profile>authz_reader</profile><quota>default</quota><grants>{}</grants>
-</grafana>"""
-
-
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    """A ClickHouse with these records, and the reader's user with the rights that its page gives:
+    """A ClickHouse with these records, and the reader's user of deploy/clickhouse:
     (the administrator's URL, the reader's)."""
-    grants = re.findall(r"^ *(GRANT .* ON .*) TO grafana;$", README, re.MULTILINE)
-    user = _USER.format("".join(f"<query>{grant}</query>" for grant in grants))
-    with pytest.MonkeyPatch.context() as patch:
-        users = embedded._USERS.replace("  </profiles>", f"{_PROFILE}  </profiles>")
-        patch.setattr(embedded, "_USERS", users.replace("  </users>", f"{user}  </users>"))
-        server = embedded.start(tmp_path_factory.mktemp("grafana"))
-    with connect(server.store) as client:
-        fill(client)
-    yield server.store, re.sub("//.*@", "//grafana:grafana@", server.store)
-    server.stop()
+    with serving(tmp_path_factory.mktemp("grafana") / "clickhouse", "10-authz.xml") as server:
+        with connect(server.store) as client:
+            fill(client)
+        yield server.store, as_user(server.store, "grafana")
 
 
 @pytest.fixture(scope="module")
@@ -318,15 +306,6 @@ def test_the_reader_only_reads(reader):
     ):
         with pytest.raises(QUERY_ERRORS):
             reader.execute(query)
-
-
-def test_the_readers_user_is_clickhouse(reader):
-    """What the page tells to run is ClickHouse's SQL."""
-    [text] = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
-    statements = [one.strip() for one in text.split(";") if one.strip()]
-    assert len(statements) > 3
-    for statement in statements:
-        reader.execute("SELECT formatQuery(%(one)s)", {"one": statement})
 
 
 @pytest.mark.parametrize("query", PAGE_QUERIES, ids=lambda query: query.split("\n")[0][:60])

@@ -1,13 +1,12 @@
 """What expires over a cluster (played as tests/clusters.py says), by the documented rights."""
 
-import re
 from contextlib import closing
-from pathlib import Path
 
 import clusters
 import pytest
 from clusters import SHARDS, OnEach
 from old_logs import NOW, Clock, OldLog, apply, checked, left, us
+from rights import as_user
 
 from authz.ledger import Signer
 from authz.retention import Hold, hold_notice
@@ -15,15 +14,12 @@ from authz.store import migrations
 from authz.store.client import QUERY_ERRORS, connect
 
 DATABASE = "authz"
-PAGE = Path(__file__).parents[2] / "docs" / "retention.md"
-GRANTS = {
-    "retention": re.findall(r"^(GRANT .* ON .*) TO retention;$", PAGE.read_text(), re.MULTILINE)
-}
+USERS = ("10-authz.xml", "20-authz-cluster.xml")
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
-    with clusters.start(tmp_path_factory.mktemp("cluster"), GRANTS) as running:
+    with clusters.start(tmp_path_factory.mktemp("cluster"), *USERS) as running:
         yield running
 
 
@@ -35,10 +31,6 @@ def urls(servers):
             admin.execute(f"DROP DATABASE IF EXISTS {DATABASE} SYNC")
             admin.execute(f"CREATE DATABASE {DATABASE}")
     return [f"{url}/{DATABASE}" for url in servers.urls]
-
-
-def as_retention(url):
-    return re.sub("admin:[^@]+@", "retention:retention@", url)
 
 
 def signers(client):
@@ -53,13 +45,13 @@ def signers(client):
 
 @pytest.mark.parametrize("cluster", [None, SHARDS])
 def test_the_documented_user(urls, tmp_path, monkeypatch, cluster):
-    """With the rights that the documentation gives, months expire on every shard, also where one
+    """With the rights that deploy/clickhouse gives, months expire on every shard, also where one
     keeps nothing of them; what is held stays, and the user can do nothing else."""
     clock = Clock(monkeypatch)
     made = []
     with (
         closing(OnEach(urls)) as admin,
-        closing(OnEach([as_retention(url) for url in urls])) as mine,
+        closing(OnEach([as_user(url, "retention") for url in urls])) as mine,
     ):
         migrations.migrate(admin, cluster)
         for signer in signers(admin):

@@ -7,13 +7,13 @@ import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import clusters
 import pytest
 from clusters import REPLICAS, SHARDS, OnEach
 from logs import SIGNER, TestLog
+from rights import as_user, told_by_server, told_in_sql
 from test_store_writer import Proxy, written
 
 from authz.errors import UsageError
@@ -37,21 +37,14 @@ DATABASE = "authz"
 ROUNDS = 12
 EPOCH = 600 * 1_000_000  # before all that is sealed
 EVERYWHERE = {"schema_versions", "leases", *(table.name for table in feeds.TABLES)}
-DOCS = Path(__file__).parents[2] / "docs"
-
-
-def grants(user):
-    """The rights that the documentation gives a user, on one server and for a cluster."""
-    text = "".join((DOCS / page).read_text() for page in ("operating.md", "scaling.md"))
-    return re.findall(rf"^(GRANT .* ON .*) TO {user};$", text, re.MULTILINE)
-
-
-GRANTS = {user: grants(user) for user in ("receiver", "migrator")}
+USERS = (
+    "10-authz.xml", "20-authz-cluster.xml", "30-authz-tenant.xml", "40-authz-tenant-cluster.xml"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
-    with clusters.start(tmp_path_factory.mktemp("cluster"), GRANTS) as running:
+    with clusters.start(tmp_path_factory.mktemp("cluster"), *USERS) as running:
         yield running
 
 
@@ -280,7 +273,7 @@ def _elsewhere(admin, signer):
 def test_another_shard_is_away(tmp_path, log_in):
     """A log goes on while another shard's only server is gone; who would read all of them is told,
     instead of getting a part."""
-    with clusters.start(tmp_path / "servers", {}) as servers:
+    with clusters.start(tmp_path / "servers") as servers:
         urls = [f"{url}/{DATABASE}" for url in servers.urls]
         each = OnEach(urls)
         migrations.migrate(each, SHARDS)
@@ -446,18 +439,14 @@ def test_the_form_stays(admin):
         migrations.migrate(admin, REPLICAS)
 
 
-def as_user(name, url):
-    return re.sub(r"admin:\w+@", f"{name}:{name}@", url)
-
-
 @pytest.mark.parametrize("cluster", [None, SHARDS])
 def test_the_documented_users(admin, urls, log_in, cluster):
-    """With the rights that the documentation gives them, one user migrates, and the receiver's
+    """With the rights that deploy/clickhouse gives them, one user migrates, and the receiver's
     stores a log whose schema is current, and can change nothing."""
-    with closing(OnEach([as_user("migrator", url) for url in urls])) as migrator:
+    with closing(OnEach([as_user(url, "migrator") for url in urls])) as migrator:
         assert migrations.migrate(migrator, cluster) == list(range(1, migrations.VERSION + 1))
         assert migrations.migrate(migrator, cluster) == []
-    url = as_user("receiver", urls[0])
+    url = as_user(urls[0], "receiver")
     with connect(url) as client:
         assert migrations.migrate(client) == []
         for statement in (
@@ -468,7 +457,9 @@ def test_the_documented_users(admin, urls, log_in, cluster):
             "INSERT INTO schema_versions (version) VALUES (99)",
             "SELECT * FROM file('/etc/passwd')",
         ):
-            with pytest.raises(QUERY_ERRORS, match="Not enough privileges"):
+            with pytest.raises(
+                QUERY_ERRORS, match=r"Not enough privileges|DDL queries are prohibit"
+            ):
                 client.execute(statement)
         lease = Lease(Claims(client, SIGNER.name), "holder", "who")
         assert lease.take() is None
@@ -498,6 +489,49 @@ def test_the_documented_users(admin, urls, log_in, cluster):
     )
     assert (report.findings, report.records) == ([], 4)
     assert admin.execute("SELECT sum(decisions) FROM activity_hourly") == [(2,)]
+
+
+def test_readers_over_shards(admin, urls, log_in):
+    """Readers of a cluster need its tables, and neither temporary tables nor remote(); a tenant's
+    sees that tenant's records of all shards, in every view and in the aggregates."""
+    migrations.migrate(admin, SHARDS)
+    said = {
+        "subject": "p",
+        "time": 10**15,
+        "allowed": True,
+        "enforced": True,
+        "patients": ["k.one"],
+    }
+    for number, log in enumerate(map(log_in, urls, signers(admin))):
+        for tenant in ("lakeside", "hillside", ""):
+            request = said | {"tenant": tenant, "decision_id": f"{number}{tenant}"}
+            for kind in ("decision", "access", "disclosure", "finding"):
+                log.append([request | {"kind": kind}])
+        log.seal()
+    trust = [TrustedLog(signer.name, (signer.verifier,)) for signer in signers(admin)]
+    with connect(as_user(urls[0], "reader")) as client:
+        assert look_up(client, [["k.one"]], EVER, limit=10).total == 6
+        assert client.execute("SELECT count() FROM requests") == [(6,)]
+        assert client.execute("SELECT sum(requests) FROM baselines") == [(6,)]
+    with connect(as_user(urls[1], "auditor")) as client:
+        assert verify_store(client, trust).findings == []
+        with pytest.raises(QUERY_ERRORS, match="READ ON REMOTE"):
+            client.execute("SELECT * FROM remote('127.0.0.1', system.one)")
+    for url in urls:
+        with connect(as_user(url, "reader_lakeside")) as client:
+            for table in ("accesses", "decisions", "disclosures", "findings", "requests"):
+                found = client.execute(f"SELECT tenant, count() FROM {table} GROUP BY tenant")
+                assert found == [("lakeside", 2)], table
+            for table in ("audit_log", "activity_hourly", "baseline_daily", "baselines"):
+                found = client.execute(f"SELECT DISTINCT tenant FROM {table}")
+                assert found == [("lakeside",)], table
+
+
+def test_both_forms_say_the_same(admin):
+    """What the servers have of the files in users.d is what the SQL files say for a cluster."""
+    files = ("roles.sql", "limits.sql", "users.sql", "cluster.sql", "tenant-cluster.sql")
+    said, had = told_in_sql(admin.clients[0], *files), told_by_server(admin.clients[0])
+    assert said - had == had - said == set()
 
 
 def test_command(urls):
