@@ -3,11 +3,12 @@
 Order of steps: what the server's log of queries has since the place that is kept, and a minute
 before it, is read; what is not on record yet goes into this process's journal, on disk; then the
 place is kept. Whatever a crash leaves out is read again. A query has a key, which its notice names:
-what this process told, what its journal has, and what the store has is not told again.
+what this process told, what its journal has, and what the store has is not told again. The first
+start begins an hour before itself.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -18,20 +19,21 @@ from prometheus_client import Counter, Gauge
 from pydantic import TypeAdapter, ValidationError
 
 from authz.config import Config
-from authz.errors import UsageError
+from authz.errors import UnavailableError, UsageError
 from authz.files import replace_file
 from authz.journal.chain import split
 from authz.journal.segments import JournalError
 from authz.record import details_of
 from authz.report.direct import COMMAND, notices
-from authz.serve.writer import Writer
+from authz.serve.writer import Writer, now_us
 from authz.store.accounts import Accounted
 from authz.store.client import QUERY_ERRORS, connect, explain
-from authz.store.query_log import QueryLog, on_record
+from authz.store.query_log import Query, QueryLog, newest, on_record
 
 _PAUSE_SECONDS = 5
 _AT_ONCE = 1000  # queries
 _REMEMBERED = 100_000  # a minute's, many times over
+_HOUR_US = 3_600_000_000  # before the first start
 _SOONER_US = 600_000_000  # by how much the receiver's clock may be behind the database's
 
 QUERIES = Counter("authz_watch_queries", "Queries past authz that were put on record")
@@ -51,6 +53,7 @@ class Queries:
         self._writer = writer
         self._path = config.data_dir / "queries.json"
         self._reached = _load(self._path)
+        self._started = now_us()
         self._told = self._in_journal()
         self._settled = False
         self._said: str | None = None
@@ -79,7 +82,7 @@ class Queries:
         except QUERY_ERRORS as error:
             self._say(str(explain(error, self._store)))
             self.close()
-        except (JournalError, OSError) as error:
+        except (JournalError, UnavailableError) as error:
             self._say(str(error))
             self._reading.disconnect()
 
@@ -88,22 +91,35 @@ class Queries:
         self._reading.disconnect()
 
     def _take(self, log: QueryLog) -> None:
-        reached = log.reached(self._reached)
-        found = log.ended(self._reached, reached)
+        begin = self._begin()
+        reached = log.reached(self._reached, begin)
+        since = {server: self._reached.get(server, begin) for server in reached}
+        found = log.ended(since, reached)
         while some := list(islice(found, _AT_ONCE)):
             new = [query for query in some if query.key not in self._told]
-            if not new:
-                continue
-            since = min(query.began for query in new) - _SOONER_US
-            stored = on_record(self._client, [query.key for query in new], max(since, 0))
-            new = [query for query in new if query.key not in stored]
-            self._writer.committer.commit([(record, b"") for record in notices(new)])
-            QUERIES.inc(len(new))
+            if new and (new := self._not_stored(new)):
+                self._writer.committer.commit([(record, b"") for record in notices(new)])
+                QUERIES.inc(len(new))
+                self._warn({query.user for query in new if query.ours})
             self._remember(query.key for query in some)
-            self._warn({query.user for query in new if query.ours})
-        if reached and reached != self._reached:
-            self._reached |= reached
+        self._reached |= reached
+        try:
             replace_file(self._path, orjson.dumps(self._reached))
+        except OSError as error:
+            raise UnavailableError(f"{self._path}: {error.strerror}") from None
+
+    def _begin(self) -> int:
+        """Where to begin with a server that is new: it has nothing from before the others' places,
+        unless all are."""
+        if not self._reached:
+            on_record_until = newest(self._client) or self._started
+            return min(on_record_until, self._started) - _HOUR_US
+        return min(self._reached.values())
+
+    def _not_stored(self, queries: Sequence[Query]) -> list[Query]:
+        since = min(query.began for query in queries) - _SOONER_US
+        stored = on_record(self._client, [query.key for query in queries], max(since, 0))
+        return [query for query in queries if query.key not in stored]
 
     def _all_stored(self) -> bool:
         """Whether all that this writer's journal has forgotten can be asked for in the store."""

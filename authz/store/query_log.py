@@ -140,24 +140,24 @@ class QueryLog:
         """Whether there is one, and this user may read it."""
         return bool(self._columns)
 
-    def reached(self, known: Mapping[str, int]) -> dict[str, int]:
+    def reached(self, known: Mapping[str, int], begin: int) -> dict[str, int]:
         """For each server that answers, the time up to which its log is written; what is `known`
-        stays so where nothing was written since."""
+        stays so where nothing was written since, and `begin` where nothing is known."""
         found = self._ask(_SERVERS.format(one=self._of("numbers(1)")), {})
         now = {as_text(server): int(time) for server, time in found}
-        since = {"least": _least(known.get(server, 0) for server in now)}
-        written = self._ask(_NEWEST.format(log=self._of("system.query_log")), since)
+        least = {"least": _least(known.get(server, begin) for server in now)}
+        written = self._ask(_NEWEST.format(log=self._of("system.query_log")), least)
         newest = {as_text(server): int(time) for server, time in written}
         # A clock that was ahead, and is right again, must not have its server waited for.
         return {
-            server: min(max(newest.get(server, 0), known.get(server, 0)), time)
+            server: min(max(newest.get(server, 0), known.get(server, begin)), time)
             for server, time in now.items()
         }
 
-    def ended(self, known: Mapping[str, int], reached: Mapping[str, int]) -> Iterator[Query]:
-        """The queries that are in the logs since they were `known`, and some that were then; each
+    def ended(self, since: Mapping[str, int], reached: Mapping[str, int]) -> Iterator[Query]:
+        """The queries that are in each server's log since then, and some that were before, each
         once. A part of one that came in the last moments is left for later."""
-        since = {server: max(known.get(server, 0) - _OVERLAP_US, 0) for server in reached}
+        since = {server: max(time - _OVERLAP_US, 0) for server, time in since.items()}
         log, there = self._of("system.query_log"), self._columns
         forms = {
             "rights": "used_privileges" if "used_privileges" in there else "['']",
@@ -199,3 +199,12 @@ def on_record(client: Client, keys: Sequence[str], since_us: int) -> set[str]:
     )
     found = client.execute(query, {"keys": list(keys), "since": since_us})
     return {key for (key,) in found}
+
+
+def newest(client: Client) -> int:
+    """When the last query began of which a notice tells; 0 if none does."""
+    query = (
+        "SELECT max(JSONExtractUInt(details, 'until')) FROM notices WHERE event = 'look'"
+        " AND JSONExtractString(details, 'command') = 'sql'"
+    )
+    return int(client.execute(query)[0][0])

@@ -352,6 +352,36 @@ class TestOnce:
         log.end()
 
 
+def test_a_first_start(site, person, tmp_path):
+    """It begins an hour before; and one whose directory is lost, where others were on record."""
+    hours = 3_700_000_000
+    person.execute("SELECT count() FROM decisions")
+    site.queries._started = time.time_ns() // 1000 + hours
+    person.execute("SELECT count() FROM accesses")
+    site.take_over()
+    [(look, it)] = site.looks()
+    assert it["query"] == "SELECT count() FROM accesses"
+    log = TestLog(tmp_path, site.urls[0], signer=Signer("test/third", bytes(32)))
+    log.append([look])
+    log.seal()
+    log.end()
+    site.directory = tmp_path / "new"
+    site.start()
+    site.queries._started += hours
+    site.take_over()
+    assert [it["query"] for _, it in site.looks()] == ["SELECT count() FROM decisions"]
+
+
+def test_the_documentation_is_clickhouse(site):
+    """What it tells to run is ClickHouse's SQL."""
+    page = (DOCS / "operating.md").read_text().partition("## Queries past authz")[2]
+    blocks = re.findall(r"\n```text\n(CREATE .*?)```", page.partition("\n## ")[0], re.DOTALL)
+    statements = [one for block in blocks for one in block.split(";") if one.strip()]
+    assert len(statements) == 4
+    for statement in statements:
+        site.admin.execute("SELECT formatQuery(%(one)s)", {"one": statement})
+
+
 def test_it_says_once_why_not(site, person):
     """Without the right to read it, or without a log, that is in watch's own log once; and when
     the right is there, it goes on by itself from the beginning."""
