@@ -261,6 +261,10 @@ class Watch(_Section):
     history_days: int = Field(45, ge=0, le=3650, description="learnt from at the first start")
     metrics: HostPort | None = Field(None, description="host:port of Prometheus metrics")
     webhooks: tuple[Webhook, ...] = Field((), description="who is told of findings")
+    own_users: tuple[str, ...] = Field(
+        ("receiver", "migrator"),
+        description="the database's users whom only authz's processes have: no person's look",
+    )
     break_glass_hours: float = Field(
         72, gt=0, le=8760, description="when a use of break-glass without a review is a finding"
     )

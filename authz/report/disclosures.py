@@ -10,22 +10,24 @@ told for a time (164.528(a)(2)). While a suspension is in force, nothing in an a
 them, nor that there is one.
 """
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from authz.record import Record, clean, details_of, notice, place_of
+from authz.record import Record, details_of, place_of
 from authz.report.completeness import Completeness, section
 from authz.report.document import Cell, Document, Row, Section, date, lines
+from authz.report.entries import Correction, entries, said
 from authz.report.lookup import Lookup, Request
 from authz.report.people import Person
 from authz.report.purposes import LeftOut, in_words, left_out
 from authz.store.lookups import Window
 
-ENTERED, SUSPENDED = "disclosure_entered", "accounting_suspended"
+SUSPENDED = "accounting_suspended"
 YEARS = 6
 ORAL_DAYS = 30
 """How long a suspension that was asked for by word of mouth lasts at most."""
@@ -51,6 +53,12 @@ class Disclosure:
     """The recipient's subject and tenant in the log."""
     policy: str = ""
     """The revision of the policy that decided."""
+    corrections: tuple[Correction, ...] = ()
+    """Of what was entered; the last may have withdrawn it."""
+
+    @property
+    def withdrawn(self) -> bool:
+        return bool(self.corrections) and self.corrections[-1].withdrawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +69,8 @@ class Listed:
     first: Disclosure
     count: int
     last: int
+    corrections: tuple[Correction, ...] = ()
+    """Of all of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +87,11 @@ class Suspension:
 
     def covers(self, disclosure: Disclosure) -> bool:
         """Whether it was to the agency: its name is in the recipient's, word by word."""
+        return self.is_one_of((disclosure.recipient, *disclosure.known_as))
+
+    def is_one_of(self, names: Iterable[str]) -> bool:
         agency = _words(self.agency)
-        return any(agency in _words(one) for one in (disclosure.recipient, *disclosure.known_as))
+        return any(agency in _words(name) for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +104,8 @@ class Accounting:
     suspensions: tuple[Suspension, ...] = ()
     """Those in force. For the operator only, as is the next."""
     suspended: tuple[Listed, ...] = ()
-
-
-def entered(
-    tokens: Sequence[str], by: str, why: str, time_us: int, details: Mapping[str, object]
-) -> Record:
-    """Says that data of a patient was disclosed outside; `details` are `recipient`, `address`,
-    `description`, `purpose` and `date` (microseconds)."""
-    return _said(ENTERED, tokens, by, why, time_us, details)
+    withdrawn: tuple[Disclosure, ...] = ()
+    """Entries that do not hold any more. They are not listed, and were perhaps once."""
 
 
 def suspended(
@@ -106,15 +113,7 @@ def suspended(
 ) -> Record:
     """Says that disclosures to an agency are not to be told; `details` are `agency`, `until`
     (microseconds) and `oral`."""
-    return _said(SUSPENDED, tokens, by, why, time_us, details)
-
-
-def _said(
-    event: str, tokens: Sequence[str], by: str, why: str, time_us: int,
-    details: Mapping[str, object],
-) -> Record:  # fmt: skip
-    told = notice(event, time_us, {**details, "by": by})
-    return told | clean({"subject": by, "reason": why, "patients": list(tokens)})
+    return said(SUSPENDED, tokens, by, why, time_us, details)
 
 
 def earliest(now_us: int) -> int:
@@ -131,15 +130,16 @@ def account(
 ) -> Accounting:  # fmt: skip
     """The accounting of what `requests` gave away and `notices` say, in the order of their first
     disclosure. `people` are the requests' by subject."""
-    said = list(notices)
-    in_force = tuple(one for one in _suspensions(said) if now_us < one.until)
+    notices = list(notices)
+    in_force = tuple(one for one in _suspensions(notices) if now_us < one.until)
     # Those of requests are of the window already, by the receiver's clock: the told time may be
     # anything.
     made = [_logged(one, people) for one in requests if gave_away(one)]
     first, end = window.since_us or 0, now_us + 1 if window.until_us is None else window.until_us
-    made += [one for one in map(_entered, said) if one and first <= one.time < end]
+    made += [one for one in _by_hand(notices, in_force) if first <= one.time < end]
     told: list[Disclosure] = []
     hidden: list[Disclosure] = []
+    gone: list[Disclosure] = []
     counted: Counter[LeftOut] = Counter()
     policies = set[str]()
     for one in made:
@@ -148,12 +148,13 @@ def account(
             continue
         policies.add(one.policy)
         if why := left_out(one.purpose):
-            counted[why] += 1
+            if not one.withdrawn:
+                counted[why] += 1
         else:
-            told.append(one)
+            (gone if one.withdrawn else told).append(one)
     return Accounting(
         _listed(told, summarise=summarise), dict(sorted(counted.items())),
-        frozenset(policies - {""}), in_force, _listed(hidden, summarise=summarise),
+        frozenset(policies - {""}), in_force, _listed(hidden, summarise=summarise), tuple(gone),
     )  # fmt: skip
 
 
@@ -198,22 +199,19 @@ def _logged(request: Request, people: Mapping[str, Person]) -> Disclosure:
     )  # fmt: skip
 
 
-def _entered(record: Record) -> Disclosure | None:
-    if record.get("event") != ENTERED:
-        return None
-    details = details_of(record)
-
-    def told(name: str) -> str:
-        value = details.get(name)
-        return value if isinstance(value, str) else ""
-
-    at = details.get("date")
-    if not isinstance(at, int) or not told("recipient"):
-        return None  # not by `entered`
-    return Disclosure(
-        at, told("recipient"), told("address"), told("description"), told("purpose"),
-        entered=True, records=(place_of(record),),
-    )  # fmt: skip
+def _by_hand(notices: Iterable[Record], in_force: Sequence[Suspension]) -> Iterator[Disclosure]:
+    """What was entered. That it was corrected is not told where it was once said to be to an agency
+    that is not to be told of."""
+    for entry in {entry.record: entry for entry in entries(notices).values()}.values():
+        silent = any(one.is_one_of(entry.recipients) for one in in_force)
+        if silent and entry.withdrawn:
+            continue
+        corrections = () if silent else entry.corrections
+        yield Disclosure(
+            entry.date, entry.recipient, entry.address, entry.description, entry.purpose,
+            entered=True, records=(entry.record, *(one.record for one in corrections)),
+            corrections=corrections,
+        )  # fmt: skip
 
 
 def _suspensions(notices: Iterable[Record]) -> list[Suspension]:
@@ -242,7 +240,8 @@ def _listed(disclosures: Iterable[Disclosure], *, summarise: bool) -> tuple[List
     found = []
     for group in groups.values():
         group.sort(key=lambda one: one.time)
-        found.append(Listed(group[0], len(group), group[-1].time))
+        corrections = tuple(itertools.chain(*(one.corrections for one in group)))
+        found.append(Listed(group[0], len(group), group[-1].time, corrections))
     return tuple(sorted(found, key=lambda one: (one.first.time, one.first.records)))
 
 
@@ -255,6 +254,7 @@ def to_json(found: Accounting, *, with_suspended: bool) -> dict[str, Any]:
     told: dict[str, Any] = {
         "disclosures": [asdict(one) for one in found.listed],
         "left_out": dict(found.left_out),
+        "withdrawn": [asdict(one) for one in found.withdrawn],
     }
     if with_suspended:
         told["suspensions"] = [asdict(one) for one in found.suspensions]
@@ -282,14 +282,24 @@ def document(
         "Left out, as the rule says, are disclosures for treatment, payment and health-care"
         f" operations, and to the patients themselves: {', '.join(told) or 'none'}."
     )
+    rows: list[Row] = []
+    notes: list[Row] = []
+    for one in found.listed:
+        note = f"note {len(notes) + 1}" if one.corrections else ""
+        rows.append(_row(one, note))
+        if note:
+            notes.append((note, "corrected", *_said(one.corrections)))
+    for gone in found.withdrawn:
+        what = f"withdrawn: what was listed of {date(gone.time)}, to {gone.recipient}"
+        notes.append((f"note {len(notes) + 1}", what, *_said(gone.corrections[-1:])))
     sections = [
         Section(
-            f"Disclosures: {number:,}",
-            _COLUMNS,
-            tuple(map(_row, found.listed)),
+            f"Disclosures: {number:,}", _COLUMNS, tuple(rows),
             empty="There was none that is to be accounted for in this time.",
         )
-    ]
+    ]  # fmt: skip
+    if notes:
+        sections.append(Section("Corrections", ("note", "what", "on (UTC)", "why"), tuple(notes)))
     if with_suspended:
         sections += _internal(found)
     return Document(
@@ -326,13 +336,20 @@ def _internal(found: Accounting) -> list[Section]:
     ]  # fmt: skip
 
 
-def _row(one: Listed) -> Row:
+def _said(corrections: Sequence[Correction]) -> tuple[Cell, Cell]:
+    """When, and why."""
+    return lines(*(date(one.time) for one in corrections)), lines(
+        *(one.reason for one in corrections)
+    )
+
+
+def _row(one: Listed, note: str = "") -> Row:
     first = one.first
     when = lines(date(first.time))
     if one.count > 1:
         when = lines(f"first {when[0]}", f"{one.count:,} times", f"last {date(one.last)}")
     return (
-        when,
+        lines(*when, note),
         lines(first.recipient, first.address or "(address not known)"),
         first.description,
         in_words(first.purpose) or "(not stated)",

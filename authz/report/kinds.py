@@ -13,7 +13,7 @@ from typing import Any
 from authz.errors import UnavailableError
 from authz.record.privacy import PrivacyKey
 from authz.record.shown import shown
-from authz.report import access, periodic
+from authz.report import access, entries, periodic
 from authz.report import activity as activities
 from authz.report import breach as breaches
 from authz.report import disclosures as accounting
@@ -79,7 +79,8 @@ def disclosures(
 ) -> Made:  # fmt: skip
     """Accounting of disclosures of `patient`, as the head has them; `each` in a line of its own."""
     found = look_up(client, [tokens], frame.window, _ALL)
-    said = reports.notices(client, [accounting.ENTERED, accounting.SUSPENDED], EVER, tokens)
+    events = [*entries.EVENTS, accounting.SUSPENDED]
+    said = reports.notices(client, events, EVER, tokens)
     known = people(client, {one.subject for one in found.requests}, frame.people)
     told = accounting.account(
         found.requests, said, known, frame.window, frame.now_us, summarise=not each

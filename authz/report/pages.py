@@ -1,6 +1,7 @@
 """A report as HTML and as PDF. Whatever stands in a record stays text: the template escapes all of
 it, and nothing is loaded from anywhere."""
 
+import re
 from functools import cache
 from typing import Any, NoReturn
 
@@ -9,6 +10,7 @@ import jinja2
 from authz.errors import UsageError
 from authz.report.document import Document, cell_text
 
+_WHOLE = re.compile(r"[0-9][0-9,.%]{0,20}|[A-Za-z0-9+/]{43}=")  # numbers, and hashes: in one line
 _MISSING = (
     "--pdf: WeasyPrint is missing; install the extra: pip install 'authz[reports]', and Pango"
     " (Debian: libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0)"
@@ -27,6 +29,7 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     pages.filters["text"] = cell_text
+    pages.tests["whole"] = lambda cell: isinstance(cell, str) and bool(_WHOLE.fullmatch(cell))
     return pages.get_template("report.html")
 
 

@@ -164,8 +164,8 @@ def _recorded(found: Periodic) -> list[Section]:
             notes=(
                 (f"Share over {count(len(found.days), 'day', 'days')}: {share}"
                 f" ({found.unexplained:,} of {found.charts:,})."),
-            ),
-            empty="No day was told by `authz watch` in this time.",
+            ) if found.days else (),
+            empty="No day was told by authz watch in this time.",
         ),
         Section(
             "Purposes of what was allowed", ("purpose", "times", "people"),

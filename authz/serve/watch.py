@@ -29,6 +29,7 @@ from authz.files import make_directory
 from authz.journal.chain import split
 from authz.record import Record, details_of
 from authz.serve import grpc_server
+from authz.serve.queries import Queries
 from authz.serve.webhooks import Webhooks
 from authz.serve.writer import Writer, now_us
 from authz.store import watched
@@ -193,6 +194,7 @@ async def serve(config: Config, tell: Tell, *, once: bool) -> None:
     client = connect(store)
     writer = Writer(config) if options.receiver else None
     tables = None if config.watch.feeds else Tables(connect(store))
+    queries = Queries(config, writer) if writer else None
     loops: list[Callable[[], Awaitable[None]]] = []
     try:
         await asyncio.to_thread(check, client)
@@ -203,13 +205,19 @@ async def serve(config: Config, tell: Tell, *, once: bool) -> None:
         if config.watch.webhooks:
             webhooks = Webhooks(config.watch.webhooks, config.data_dir, store)
             loops.append(webhooks.run)
-        if writer:
+        if writer and queries:
             writer.start()
+            if once:
+                await asyncio.to_thread(queries.take_over)
+            else:
+                loops.append(queries.run)
             blocks = Blocks.load(config.data_dir / "blocks.json")
             forwarder = writer.forwarder(options, "", blocks)
             loops += [forwarder.run, writer.sign_heads]
         else:
-            logger.warning("no --receiver: findings are told here, and not put on record")
+            logger.warning(
+                "no --receiver: findings are told here; neither they nor queries go on record"
+            )
         async with grpc_server.until_stopped() as stopped:
             running = grpc_server.Loops(*loops, partial(_follow, watch, store, stopped, once=once))
             try:
@@ -227,8 +235,8 @@ async def serve(config: Config, tell: Tell, *, once: bool) -> None:
         if writer:
             writer.close()
         client.disconnect()
-        if tables:
-            tables.close()
+        for reader in [reader for reader in (queries, tables) if reader]:
+            reader.close()
 
 
 def _take(watch: Watch, tables: Tables) -> None:

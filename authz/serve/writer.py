@@ -34,12 +34,12 @@ class Writer:
                 max_bytes=config.journal.max_bytes,
                 sync=config.journal.durability != "os",
             )
-            self._identity = load_identity(directory / "writer.json")
+            self.identity = load_identity(directory / "writer.json")
         except OSError as error:
             raise UsageError(
                 f"--data-dir {directory}: {error.strerror}; choose a directory this user may write"
             ) from None
-        self._chain = Chain(self._identity.writer, self.journal)
+        self._chain = Chain(self.identity.writer, self.journal)
         self.committer: GroupCommit[Entry] = GroupCommit(self.journal, self._chain)
         self.receipts: Receipts[Entry] | None = None
         if config.journal.durability == "receiver":
@@ -51,7 +51,7 @@ class Writer:
     def start(self) -> None:
         """Announce the key that signs this writer's heads."""
         try:
-            started = self._identity.start_notice(now_us(), version("authz"))
+            started = self.identity.start_notice(now_us(), version("authz"))
             self.committer.commit([(started, b"")])
         except JournalError as error:
             if self.journal.next == 1:
@@ -65,7 +65,7 @@ class Writer:
         self.committer.on_durable = _bell(durable, 0 if self.receipts else _BELL_SECONDS)
         connect = tls.to_receiver(options)
         return Forwarder(
-            self.journal, self._identity, privacy_key_id, connect, durable, blocks.replace,
+            self.journal, self.identity, privacy_key_id, connect, durable, blocks.replace,
             self.receipts,
         )  # fmt: skip
 
@@ -90,7 +90,7 @@ class Writer:
         seq, head = self._chain.place
         if seq > self._signed:
             self._signed = seq + 1  # the notice itself does not count as a move
-            self.committer.post((self._identity.head_notice(now_us(), seq, head), b""))
+            self.committer.post((self.identity.head_notice(now_us(), seq, head), b""))
 
     def tell_lost(self) -> None:
         """Record how much could not be recorded, as soon as that can be: which is also how a

@@ -9,7 +9,17 @@ from clickhouse_driver.errors import ServerException
 
 from authz.errors import AuthzError, UnavailableError, UsageError
 
-__all__ = ["QUERY_ERRORS", "Client", "connect", "explain", "name_of"]  # others know no driver
+__all__ = [
+    "LOG_COMMENT",
+    "QUERY_ERRORS",
+    "Client",
+    "connect",
+    "explain",
+    "name_of",
+]  # others know no driver
+
+LOG_COMMENT = "authz"
+"""By this, together with the user, the server's log of queries tells whose a query is."""
 
 # What a query raises: the driver's own errors, and bare ones from a broken socket.
 QUERY_ERRORS = (ClickHouseError, EOFError, OSError)
@@ -27,6 +37,7 @@ _SETTINGS = {
     "load_balancing": "in_order",
     "prefer_localhost_replica": 0,
     "max_replica_delay_for_distributed_queries": 1,
+    "log_comment": LOG_COMMENT,
 }
 
 

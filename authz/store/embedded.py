@@ -15,6 +15,7 @@ from authz.errors import UnavailableError, UsageError
 from authz.files import lock_directory
 from authz.store.client import QUERY_ERRORS, connect
 
+# Queries are kept for a week, so that `authz watch` can put on record who asked past authz.
 # Some room is kept free: with it, a disk that gets full refuses inserts and merges before they
 # begin. Without, a merge that runs out of room in the middle puts an empty part into service in
 # place of what it merged, in this version of ClickHouse, and fsync_after_merge does not help.
@@ -28,15 +29,30 @@ _CONFIG = """<clickhouse>
   <storage_configuration><disks><default>
     <keep_free_space_bytes>67108864</keep_free_space_bytes>
   </default></disks></storage_configuration>
+  <query_log>
+    <database>system</database><table>query_log</table>
+    <partition_by>event_date</partition_by><ttl>event_date + INTERVAL 7 DAY DELETE</ttl>
+  </query_log>
   <logger><level>warning</level></logger>
 </clickhouse>
 """
 
 # `default` is whom the engine's own session logs in as, without a password: it may only open the
-# ports and wait, and that one session is all it may have, so nobody gets in through it.
+# ports and wait, and that one session is all it may have, so nobody gets in through it. Nobody can
+# keep a query out of the log of queries.
 _USERS = """<clickhouse>
   <profiles>
-    <default/>
+    <default>
+      <log_queries_min_type>QUERY_FINISH</log_queries_min_type>
+      <log_profile_events>0</log_profile_events>
+      <log_query_settings>0</log_query_settings>
+      <constraints>
+        <log_queries><const/></log_queries>
+        <log_queries_min_type><const/></log_queries_min_type>
+        <log_queries_min_query_duration_ms><const/></log_queries_min_query_duration_ms>
+        <log_queries_probability><const/></log_queries_probability>
+      </constraints>
+    </default>
     <boot>
       <max_sessions_for_user>1</max_sessions_for_user>
       <constraints><max_sessions_for_user><const/></max_sessions_for_user></constraints>

@@ -266,7 +266,7 @@ def person_days(client: Client, subject: str, days: int = 60) -> list[Day]:
         "   GROUP BY day),"
         " peers AS (SELECT day, role, median(number) AS usual FROM ("
         "     SELECT day, role, subject, uniqCombined64ArrayMerge(patients) AS number"
-        "     FROM baseline_daily WHERE role IN (SELECT role FROM own)"
+        "     FROM baseline_daily WHERE role GLOBAL IN (SELECT role FROM own)"
         "     AND day > today() - %(days)s GROUP BY day, role, subject) GROUP BY day, role)"
         " SELECT toString(own.day), own.requests, own.denials, own.patients, peers.usual"
         " FROM own LEFT JOIN peers ON peers.day = own.day AND peers.role = own.role ORDER BY day",

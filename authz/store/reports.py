@@ -67,7 +67,8 @@ _NOTICES = (
     " GROUP BY event ORDER BY event"
 )
 _LOOKS = (
-    "SELECT JSONExtractString(details, 'command') AS command, subject, count() AS times"
+    "SELECT JSONExtractString(details, 'command') AS command, subject,"
+    " sum(greatest(JSONExtractUInt(details, 'times'), 1)) AS times"
     " FROM audit_log WHERE kind = 'notice' AND event = 'look' AND {window}"
     " GROUP BY command, subject ORDER BY times DESC, command, subject LIMIT %(limit)s"
 )

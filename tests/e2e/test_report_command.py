@@ -51,7 +51,7 @@ class Site:
     def report(self, *arguments, code=0, shown="--json"):
         """What the command prints, as JSON or (with `shown` "") as it is; or its error."""
         usual = ["--reason", WHY, "--data-dir", str(self.directory / "officer")]
-        named = {"enter", "suspend", "disclosures", "patient"} & {arguments[0]}
+        named = {"enter", "correct", "suspend", "disclosures", "patient"} & {arguments[0]}
         if named or "--identifiers" in arguments:
             usual += ["--privacy-key", str(self.key)]
         done = subprocess.run(
@@ -138,6 +138,40 @@ def test_accounting_of_disclosures(site):
         )
     assert row[:3] == (ME, WHY, [load_key(site.key).token(PATIENT)])
     assert json.loads(row[3])["command"] == "report disclosures"
+
+
+def test_a_wrong_entry(site):
+    """What was entered is corrected by where it is, then withdrawn; each time the accounting has
+    what is right by then, with a note, and both stay in the log."""
+    whose = ["--patient", "p-wrong"]
+    enter = ["--recipient", "Clinic", "--description", "letter", "--purpose", "referral"]
+    site.entered("enter", *whose, *enter, "--date", "3d", "--address", "1 Elm Street")
+    told = site.report("disclosures", *whose, "--each")
+    [place] = told["disclosures"][0]["first"]["records"]
+    at = told["disclosures"][0]["first"]["time"]
+    site.entered("correct", place, *whose, "--recipient", "Other Clinic")
+    told = site.report("disclosures", *whose)
+    [one] = told["disclosures"]
+    assert (one["first"]["recipient"], one["first"]["address"]) == ("Other Clinic", "1 Elm Street")
+    assert (one["first"]["time"], one["first"]["records"][0]) == (at, place)
+    assert WHY in site.report("disclosures", *whose, shown="")
+    correction = one["first"]["records"][1]
+    for wrong, words in (
+        ([place, *whose], "give what is right"),
+        ([place, *whose, "--withdraw", "--date", "1d"], "give what is right"),
+        ([place, "--patient", PATIENT, "--withdraw"], "no entry about this patient"),
+        ([f"{ORIGIN}@0", *whose, "--withdraw"], "no entry about this patient"),
+        (["17", *whose, "--withdraw"], "want where the entry is"),
+        ([place, *whose, "--description", "of P-WRONG"], "identifier stands in it"),
+        ([place, *whose, "--date", "2999-01-01"], "in the future"),
+    ):
+        assert words in site.report("correct", *wrong, code=2)
+    site.entered("correct", correction, *whose, "--withdraw")
+    told = site.report("disclosures", *whose)
+    assert told["disclosures"] == []
+    assert [one["recipient"] for one in told["withdrawn"]] == ["Other Clinic"]
+    assert "withdrawn already" in site.report("correct", place, *whose, "--withdraw", code=2)
+    assert site.count("event = 'disclosure_entered' AND position(details, 'Elm Street') > 0") == 1
 
 
 def test_a_suspension_hides_all_of_it(site):

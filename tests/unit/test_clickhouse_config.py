@@ -60,7 +60,7 @@ def test_a_server_has_what_the_files_say(tmp_path):
                 " ORDER BY name"
             )
             assert kept == [
-                ("part_log", "toIntervalDay(90)"), ("query_log", "toIntervalYear(6)"),
+                ("part_log", "toIntervalDay(90)"), ("query_log", "toIntervalDay(30)"),
                 ("session_log", "toIntervalYear(6)"),
             ]  # fmt: skip
             for place in ("File('elsewhere')", "Disk('default', 'elsewhere')"):

@@ -9,17 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_lookup_shown import FOUND, NOW, REQUEST
 
+from authz.record import details_of
 from authz.report.completeness import Completeness
 from authz.report.disclosures import (
     account,
     document,
     earliest,
-    entered,
     gave_away,
     suspended,
     to_json,
     without_suspended,
 )
+from authz.report.entries import corrected, entered, entries, withdrawn
 from authz.report.people import Person
 from authz.report.purposes import LEFT_OUT, in_words
 from authz.store.lookups import EVER, Window
@@ -48,6 +49,18 @@ def suspension(agency, until, *, index=2000, oral=False):
     details = {"agency": agency, "until": until, "oral": oral}
     record = suspended(["k.t"], "me", "statement", NOW, details)
     return record | {"origin": "a/b", "index": index, "sealed_at": NOW + index}
+
+
+def correction(place, number=0, why="wrong court", **more):
+    """Of what is entered at `place`; without `more` it is withdrawn."""
+    told = details_of(fax()) | more
+    make = corrected if more else withdrawn
+    record = make(f"a/b@{place}", ["k.t"], "me", why, NOW - 3 * DAY, told if more else {})
+    return record | {"origin": "a/b", "index": 1500 + number, "sealed_at": NOW}
+
+
+def day(ago):
+    return datetime.fromtimestamp(NOW / 1e6 - ago * 86_400, UTC).strftime("%Y-%m-%d")
 
 
 def accounted(requests=(), notices=(), people=None, window=EVER, now=NOW, **more):
@@ -235,8 +248,65 @@ def test_the_newest_suspension_counts():
     assert accounted((), longer).listed == ()
 
 
+def test_corrected():
+    """What is right is listed in its place, with a note that says when and why; the last that was
+    said counts, whether it names the entry or a correction of it."""
+    said = [
+        fax(), correction(1000, recipient="Family Court"), fax("Clinic", 3),
+        correction(1500, 1, "wrong day too", recipient="Family Court", date=NOW - 60 * DAY),
+    ]  # fmt: skip
+    found = accounted((), said)
+    assert [(one.first.recipient, one.first.time) for one in found.listed] == [
+        ("Family Court", NOW - 60 * DAY), ("Clinic", NOW - 47 * DAY),
+    ]  # fmt: skip
+    assert found.listed[0].first.records == ("a/b@1000", "a/b@1500", "a/b@1501")
+    [listed, notes, _] = document(found, RESTS_ON, [], "", with_suspended=False).sections
+    assert listed.title == "Disclosures: 2"
+    assert [row[0][-1] for row in listed.rows] == ["note 1", day(47)]
+    said = ("note 1", "corrected", (day(3), day(3)), ("wrong court", "wrong day too"))
+    assert notes.rows == (said,)
+    assert COURT not in shown(found)
+
+
+def test_withdrawn():
+    """It is not listed any more, and a note says what was, and why it is not; unless nobody was
+    told of it anyway. What is corrected after that is listed again."""
+    found = accounted((), [fax(), correction(1000, why="another patient's")])
+    assert found.listed == ()
+    [_, notes, _] = document(found, RESTS_ON, [], "", with_suspended=False).sections
+    [row] = notes.rows
+    assert row[1] == f"withdrawn: what was listed of {day(50)}, to County Court, Riverside"
+    assert row[3] == ("another patient's",)
+    for_treatment = accounted((), [fax(purpose="TREAT"), correction(1000)])
+    assert (for_treatment.left_out, for_treatment.withdrawn) == ({}, ())
+    again = [fax(), correction(1000), correction(1000, 1, recipient="Family Court")]
+    assert [one.first.recipient for one in accounted((), again).listed] == ["Family Court"]
+
+
+@pytest.mark.parametrize("place", [1001, 2000, 1500])
+def test_corrects_nothing(place):
+    """A correction of what is no entry of this patient, or of itself, changes nothing."""
+    said = [fax(), suspension("Police", NOW), correction(place, recipient="Family Court")]
+    assert accounted((), said).listed == accounted((), [fax()]).listed
+    assert set(entries(said)) == {"a/b@1000"}
+
+
+@pytest.mark.parametrize("said", [[correction(1000)], [correction(1000, recipient="Clinic")]])
+def test_a_correction_tells_of_no_suspended_agency(said):
+    """What was entered for an agency that is not to be told of leaves no note in its correction."""
+    notices = [fax(), *said, suspension("County Court", NOW + 1)]
+    found = accounted((), notices)
+    assert "note" not in shown(found).replace("notes=", "")
+    assert "wrong court" not in shown(found)
+    assert "1500" not in shown(found)
+    assert len(found.listed) == (details_of(said[0]).get("recipient") == "Clinic")
+    after = shown(accounted((), notices, now=NOW + 1))
+    assert "wrong court" in after
+
+
 def test_notices_that_others_made():
     """A notice that does not say what `enter` and `suspend` say is passed over."""
     odd = [fax() | {"details": text} for text in ("", "[]", "{", '{"recipient":1,"date":"x"}')]
     odd += [suspension("x", 1) | {"details": text} for text in ("", '{"agency":7,"until":[]}')]
+    odd += [correction(1000) | {"records": []}, correction(1000, date=1) | {"details": "[]"}]
     assert accounted((), odd) == accounted()

@@ -4,6 +4,7 @@ import html as pages_of
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -81,6 +82,44 @@ def test_pdf_of_several_pages():
         assert words in last
     assert read.metadata.title == "Accounting"
     assert "<script>" in "".join(told).replace("\n", "")
+
+
+def laid_out(document):
+    """Of each page, its boxes of text."""
+    makes_pdfs()
+    import weasyprint
+
+    made = weasyprint.HTML(string=pages.html(document)).render()
+    return [
+        (page.width, [box for box in page._page_box.descendants() if getattr(box, "text", "")])
+        for page in made.pages
+    ]
+
+
+def test_nothing_is_cut_off():
+    """Whatever is long and has no place to break ends within the page's margins, wherever it
+    stands; numbers and hashes are in one line all the same."""
+    long = "A" * 200
+    origin = "eu-west-1-of-the-operator/receiver-of-the-eastern-region-" * 2
+    rests_on = replace(RESTS_ON, logs=(Log(origin, 123_456_789_012, ROOT),), policies=(long,))
+    table = Section(long, ("one", "two", long), ((long, "12,345,678", ("x", long)),), (long,))
+    document = Document(
+        "Accounting", ((long, long),), (table, section(rests_on)), (long,), issuer=long
+    )
+    boxes = []
+    for width, found in laid_out(document):
+        boxes += found
+        assert max(box.position_x + box.width for box in found) <= width - 15 / 25.4 * 96 + 1
+    assert {ROOT, "123,456,789,012", "12,345,678"} <= {box.text.strip() for box in boxes}
+
+
+def test_no_row_stands_alone():
+    """A table does not end with one row on a page of its own."""
+    makes_pdfs()
+    for rows in range(30, 42):
+        *_, (_, last) = laid_out(made("", rows=rows))
+        texts = [box.text.strip() for box in last]
+        assert texts.count(str(rows - 1)) == texts.count(str(rows - 2)), rows
 
 
 def test_without_weasyprint():

@@ -27,6 +27,11 @@ GRANT SELECT, INSERT ON checkpoints_local TO authz_receiver_cluster;
 GRANT SELECT ON system.clusters TO authz_receiver_cluster;
 GRANT READ ON REMOTE TO authz_receiver_cluster;
 
+-- It reads each server's own log of queries.
+CREATE ROLE IF NOT EXISTS authz_watch_cluster;
+GRANT SELECT ON system.clusters TO authz_watch_cluster;
+GRANT READ ON REMOTE TO authz_watch_cluster;
+
 CREATE ROLE IF NOT EXISTS authz_retention_cluster;
 GRANT INSERT, ALTER DELETE ON audit_log_local TO authz_retention_cluster;
 GRANT INSERT, ALTER DELETE ON sealed_originals_local TO authz_retention_cluster;
@@ -50,7 +55,7 @@ GRANT TABLE ENGINE ON ReplicatedReplacingMergeTree TO authz_migrator_cluster;
 
 GRANT authz_migrator_cluster TO migrator;
 GRANT authz_receiver_cluster TO receiver;
-GRANT authz_log_cluster TO watch;
+GRANT authz_log_cluster, authz_watch_cluster TO watch;
 GRANT authz_log_cluster, authz_proof_cluster, authz_usual_cluster TO reader;
 GRANT authz_log_cluster, authz_proof_cluster TO auditor;
 GRANT authz_log_cluster, authz_usual_cluster TO grafana;

@@ -49,9 +49,10 @@ GRANT SELECT, INSERT ON leases TO authz_receiver;
 GRANT SELECT ON schema_versions TO authz_receiver;
 GRANT SELECT ON system.processes TO authz_receiver;
 
--- authz watch, which has authz_log and authz_reasons too.
+-- authz watch, which has authz_log and authz_reasons too. It puts on record who asks past authz.
 CREATE ROLE IF NOT EXISTS authz_watch;
 GRANT SELECT ON feed_patients TO authz_watch;
+GRANT SELECT ON system.query_log TO authz_watch;
 
 -- authz feeds load.
 CREATE ROLE IF NOT EXISTS authz_feeds;

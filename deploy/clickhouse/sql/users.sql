@@ -1,7 +1,7 @@
 -- Users. Passwords come by reference, as SHA-256 in hexadecimal: README.md says how to make them.
 -- Safe to repeat; a password is changed by ALTER USER.
 
-CREATE USER IF NOT EXISTS migrator IDENTIFIED WITH sha256_hash BY {migrator:String} SETTINGS PROFILE default;
+CREATE USER IF NOT EXISTS migrator IDENTIFIED WITH sha256_hash BY {migrator:String} SETTINGS PROFILE authz_logged;
 GRANT authz_migrator TO migrator;
 
 CREATE USER IF NOT EXISTS receiver IDENTIFIED WITH sha256_hash BY {receiver:String} SETTINGS PROFILE authz_writing;
@@ -23,7 +23,7 @@ GRANT authz_log, authz_proof TO auditor;
 CREATE USER IF NOT EXISTS grafana IDENTIFIED WITH sha256_hash BY {grafana:String} SETTINGS PROFILE authz_asking;
 GRANT authz_log, authz_sizes, authz_usual TO grafana;
 
-CREATE USER IF NOT EXISTS retention IDENTIFIED WITH sha256_hash BY {retention:String} SETTINGS PROFILE default;
+CREATE USER IF NOT EXISTS retention IDENTIFIED WITH sha256_hash BY {retention:String} SETTINGS PROFILE authz_logged;
 GRANT authz_log, authz_proof, authz_retention TO retention;
 
 CREATE USER IF NOT EXISTS backup IDENTIFIED WITH sha256_hash BY {backup:String} SETTINGS PROFILE authz_reading;
