@@ -156,6 +156,9 @@ def replay(
     ] = "7d",
     until: Annotated[str, typer.Option(help="Until when; the same forms.")] = "0s",
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 10_000,
+    only_counts: Annotated[
+        bool, typer.Option("--counts", help="How many, and nobody's name: for other eyes.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Decide recorded requests again on another policy: who would gain or lose access."""
@@ -168,9 +171,9 @@ def replay(
     opened = load_sealing_key(key, create=False)
     found = asyncio.run(_replay(options, opened, window, limit))
     if as_json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps(found.counted() if only_counts else found.to_json()))
     else:
-        show_replay(found, Console())
+        show_replay(found, Console(), only_counts=only_counts)
     raise typer.Exit(found.exit_code)
 
 
@@ -217,9 +220,9 @@ def _sealed(
         raise explain(error, options.store) from None
 
 
-def show_replay(found: Replay, console: Console) -> None:
+def show_replay(found: Replay, console: Console, *, only_counts: bool = False) -> None:
     """The replay as a reviewer reads it."""
-    groups = found.groups()
+    groups = [] if only_counts else found.groups()
     if groups:
         table = Table(
             "", "who", "roles", "what", "path", "reason before", "reason now", "requests",
@@ -244,6 +247,8 @@ def show_replay(found: Replay, console: Console) -> None:
         f" ({found.other_reason} of them for another reason),"
         f" {counts['not replayable']} not replayable"
     )
+    gaining, losing = found.people("gains"), found.people("loses")
+    console.print(f"{gaining} people gain, {losing} people lose")
     for why_not, count in found.not_replayable.most_common():
         console.print(f"  {count} not replayable: {escape(why_not)}")
     for note in found.notes:
