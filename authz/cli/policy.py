@@ -1,4 +1,4 @@
-"""``authz policy test|check|replay``: for who writes the policy, and for who reviews it."""
+"""``authz policy test|check|replay|build``: for who writes the policy, and for who reviews it."""
 
 import asyncio
 import json
@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from dataclasses import replace as replaced
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,6 +156,9 @@ def replay(
     ] = "7d",
     until: Annotated[str, typer.Option(help="Until when; the same forms.")] = "0s",
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 10_000,
+    only_counts: Annotated[
+        bool, typer.Option("--counts", help="How many, and nobody's name: for other eyes.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Decide recorded requests again on another policy: who would gain or lose access."""
@@ -167,9 +171,9 @@ def replay(
     opened = load_sealing_key(key, create=False)
     found = asyncio.run(_replay(options, opened, window, limit))
     if as_json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps(found.counted() if only_counts else found.to_json()))
     else:
-        show_replay(found, Console())
+        show_replay(found, Console(), only_counts=only_counts)
     raise typer.Exit(found.exit_code)
 
 
@@ -186,7 +190,7 @@ async def _replay(options: Config, key: SealingKey, window: tuple[int, int], lim
         url = policy
         if not is_server(policy):
             files = source.load(Path(policy))
-            url = stack.enter_context(running(files, {"authz_batch.rego": wrapper(decision)}))
+            url = stack.enter_context(running(files, {source.BATCH: wrapper(decision)}))
         async with asking(replaced(_opa(options.ext_authz), url=url), decision) as opa:
             modules = await opa.modules()
             require(modules, decision)
@@ -216,9 +220,9 @@ def _sealed(
         raise explain(error, options.store) from None
 
 
-def show_replay(found: Replay, console: Console) -> None:
+def show_replay(found: Replay, console: Console, *, only_counts: bool = False) -> None:
     """The replay as a reviewer reads it."""
-    groups = found.groups()
+    groups = [] if only_counts else found.groups()
     if groups:
         table = Table(
             "", "who", "roles", "what", "path", "reason before", "reason now", "requests",
@@ -243,12 +247,42 @@ def show_replay(found: Replay, console: Console) -> None:
         f" ({found.other_reason} of them for another reason),"
         f" {counts['not replayable']} not replayable"
     )
+    gaining, losing = found.people("gains"), found.people("loses")
+    console.print(f"{gaining} people gain, {losing} people lose")
     for why_not, count in found.not_replayable.most_common():
         console.print(f"  {count} not replayable: {escape(why_not)}")
     for note in found.notes:
         console.print(f"[yellow]note[/]: {escape(note)}")
     if not counts:
         console.print("nothing was sealed in this time: see --since, and whether inputs are sealed")
+
+
+@policy_group.command()
+def build(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle: a file .tar.gz.")],
+    file: ConfigFile = None,
+    policy: Source = None,
+    decision: Decision = None,
+    signing_key: Annotated[
+        Path | None, typer.Option(help="Private key, PEM: EC (P-256 and larger) or RSA.")
+    ] = None,
+    revision: Annotated[
+        str, typer.Option(help="What OPA calls it, such as the commit it is made of.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Make a bundle for OPA servers of a policy, without its tests, and sign it."""
+    from authz.policy import bundle, source
+
+    options = _options(file, policy, decision).ext_authz
+    files = source.load(Path(options.policy))
+    made = bundle.build(files, options.decision, output, label=revision, key=signing_key)
+    if as_json:
+        print(json.dumps(asdict(made)))
+        return
+    signed = f"signed ({made.signed})" if made.signed else "not signed"
+    print(f"{made.file}: {len(made.modules)} modules, {signed}")
+    print(f"its decisions have the policy_revision {made.policy_revision}")
 
 
 def _options(

@@ -289,7 +289,11 @@ async def search(request: web.Request) -> web.Response:
         for relation, start in starts.items()
     ]
     entries = [
-        {"fullUrl": f"{kind}/{resource['id']}", "resource": resource, "search": {"mode": "match"}}
+        {
+            "fullUrl": f"{kind}/{resource['id']}",
+            "resource": _cut(resource, request),
+            "search": {"mode": "match"},
+        }
         for resource in found[offset : offset + count]
     ]
     return _reply(
@@ -316,7 +320,7 @@ def _wanted(request: web.Request, kind: str) -> list[tuple[str, list[str]]]:
     for parameter, text in request.query.items():
         if parameter in KINDS[kind].parameters:
             wanted.append((parameter, [part for part in text.split(",") if part]))
-        elif parameter not in ("_count", "_offset"):
+        elif parameter not in ("_count", "_offset", "_elements"):
             raise FhirError(400, "not-supported", "unknown search parameter")
     return wanted
 
@@ -338,6 +342,14 @@ def _named(patient: Resource, start: str) -> bool:
     names = patient.get("name", [])
     parts = [part for name in names for part in (name.get("family", ""), *name.get("given", []))]
     return any(part.lower().startswith(start.lower()) for part in parts)
+
+
+def _cut(resource: Resource, request: web.Request) -> Resource:
+    """The resource with no more fields than `_elements` asks for, and those that FHIR wants."""
+    if "_elements" not in request.query:
+        return resource
+    wanted = {"resourceType", "id", "meta", *request.query["_elements"].split(",")}
+    return {name: value for name, value in resource.items() if name in wanted}
 
 
 async def _body(request: web.Request, kind: str) -> Resource:
@@ -363,7 +375,8 @@ async def create(request: web.Request) -> web.Response:
 
 @routes.get("/fhir/{kind}/{id}")
 async def read(request: web.Request) -> web.Response:
-    return _reply(request.app[STORE].get(_kind(request), request.match_info["id"]))
+    resource = request.app[STORE].get(_kind(request), request.match_info["id"])
+    return _reply(_cut(resource, request))
 
 
 @routes.put("/fhir/{kind}/{id}")

@@ -113,14 +113,25 @@ class Replay:
         )  # fmt: skip
         return sorted(found.items(), key=lambda pair: (pair[0].change, -pair[1], str(pair[0])))
 
-    def to_json(self) -> dict[str, Any]:
+    def people(self, change: Change) -> int:
+        """How many people gain, or lose, something."""
+        return len({each.recorded.subject for each in self.changed if each.change == change})
+
+    def counted(self) -> dict[str, Any]:
+        """What may be shown to who must not learn whose requests these were."""
         return {
             "gains": self.counts["gains"],
             "loses": self.counts["loses"],
+            "people_who_gain": self.people("gains"),
+            "people_who_lose": self.people("loses"),
             "same": self.counts["same"],
             "same_for_another_reason": self.other_reason,
             "not_replayable": dict(self.not_replayable),
             "notes": self.notes,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return self.counted() | {
             "changes": [outcome.to_json() for outcome in self.changed],
             "groups": [asdict(group) | {"count": count} for group, count in self.groups()],
         }

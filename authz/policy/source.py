@@ -1,7 +1,7 @@
 """A policy as files: a directory, one ``.rego`` file, or an OPA bundle ``.tar.gz``.
 
-As in an OPA bundle, ``data.json`` and ``data.yaml`` hold data under the path of their directory,
-and ``*_test.rego`` is not part of the policy.
+As in an OPA bundle, ``data.json`` and ``data.yaml`` hold data under the path of their directory.
+``*_test.rego`` is not part of the policy, nor is what `authz policy build` adds for batches.
 """
 
 import hashlib
@@ -15,6 +15,9 @@ import orjson
 import yaml
 
 from authz.errors import UsageError
+
+BATCH = "authz_batch.rego"
+"""The file of OPA's module for several decisions at once (`authz.policy.opa.wrapper`)."""
 
 _DATA = ("data.json", "data.yaml", "data.yml")
 
@@ -46,7 +49,7 @@ def load(path: Path) -> Policy:
     data: dict[str, Any] = {}
     for name, content in sorted(files.items()):
         try:
-            if name.endswith(".rego") and not name.endswith("_test.rego"):
+            if name.endswith(".rego") and not name.endswith(("_test.rego", BATCH)):
                 modules[name] = content.decode()
             elif name.rpartition("/")[2] in _DATA:
                 _merge(data, _parse(name, content), name)

@@ -74,6 +74,18 @@ test_no_token_is_denied if {
 	denied({"parsed_path": ["fhir", "Patient", "p-0001"]}, "no verified identity")
 }
 
+test_claims_that_authz_verified_count_where_envoy_has_none if {
+	doc := {
+		"attributes": {"request": {"http": {"method": "GET", "headers": {}}}},
+		"authz": {"claims": physician},
+		"parsed_path": ["fhir", "Patient", "p-0001"],
+		"parsed_query": {},
+	}
+	allowed(doc, "physician on the care team")
+	other := {"authz": {"claims": object.union(physician, {"roles": ["chief"]})}}
+	allowed(object.union(reading(physician, "fhir/Patient/p-0001"), other), "physician on the care team")
+}
+
 test_headers_are_no_identity if {
 	doc := with_header({}, "fhir/Patient/p-0001", "x-authz-subject", "dr.alder")
 	denied(doc, "no verified identity")

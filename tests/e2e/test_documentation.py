@@ -256,6 +256,7 @@ def test_commands(parts, checked, tmp_path, block, request):
         (tmp_path / "tests").symlink_to(CHECKOUT / "tests")
     shutil.copy(parts.directory / "data" / "receiver" / "trust.yaml", tmp_path / "trust.yaml")
     (tmp_path / "data").symlink_to(parts.directory / "data")
+    (tmp_path / "deploy").symlink_to(CHECKOUT / "deploy")
     (tmp_path / "feeds").mkdir()
     (tmp_path / "feeds" / "people.csv").write_text(
         "subject,role,status\ndr.alder,physician,active\n"

@@ -64,6 +64,18 @@ def test_records_are_numbered_in_the_order_of_the_patients() -> None:
     assert resources["Claim"]["clm-00003"]["patient"]["reference"] == "Patient/p-0003"
 
 
+def test_answers_the_fields_that_are_asked_for() -> None:
+    """With `_elements`, reads and searches answer these fields, and those that FHIR wants."""
+
+    async def use(client: TestClient) -> None:
+        read = await get(client, "/fhir/Patient/p-0001?_elements=name,gender")
+        found = await get(client, "/fhir/Patient?_id=p-0001&_elements=name,gender")
+        assert read.keys() == {"resourceType", "id", "meta", "name", "gender"}
+        assert found["entry"][0]["resource"] == read
+
+    with_service(use)
+
+
 def test_reads_each_type() -> None:
     """A read answers the resource of that type and id."""
 
