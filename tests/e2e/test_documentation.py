@@ -352,7 +352,7 @@ def spoken() -> list[tuple[Path, str]]:
         prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
         inline = re.findall(r"`([^`]+)`", prose)
         for code in [line for block in fenced for line in block.splitlines()] + inline:
-            told = re.findall(r"(?:^|[ /])authz( [^│┃>#|\s][^│┃>#|]*)", code)
+            told = re.findall(r"(?:^|(?<!namespace)[ /])authz( [^│┃>#|\s][^│┃>#|]*)", code)
             found += [(page, said) for said in told]
     return found
 

@@ -12,7 +12,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from test_demo_policy import POLICY, decide_with_opa, decided, input_document
+from deciding import POLICY, decide_with_opa, input_document
+from test_demo_policy import decided
 
 from authz.record import canonical
 from authz.record.resource import Resources
@@ -111,7 +112,7 @@ def documents():
 @pytest.fixture(scope="module")
 def decisions(opa, documents):
     """What the sample policy says of them, by another way to ask OPA."""
-    return decide_with_opa(opa, documents)
+    return decide_with_opa(opa, POLICY, documents)
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_unchanged_is_the_same(log, opa, documents, decisions):
 def test_one_flipped_rule_names_exactly_those(log, opa, documents, decisions, changed):
     """One rule flipped: the decisions named are those whose request, sent again, changes."""
     log.add(documents, decisions)
-    edit(changed / "care_team.rego", "subject in data.care_team", "not subject in data.care_team")
+    edit(changed / "care_team.rego", "subject in team(patient)", "not subject in team(patient)")
     after = again(opa, changed, documents)
     wanted = {
         decision_id: "gains" if new["allowed"] else "loses"
