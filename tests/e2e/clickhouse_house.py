@@ -146,7 +146,9 @@ def command(house):
         (ours / "feeds" / f"{name}.csv").write_text(text)
     house.does("feeds", "feeds load", ours / "feeds", "--data-dir", ours / "loader")
     house.does("reader", "feeds show")
-    house.does("watch", "watch", "--once", "--data-dir", ours / "watch")
+    house.does(
+        "watch", "watch", "--once", "--data-dir", ours / "watch", "--receiver", house.receiver
+    )
     house.does("auditor", "export", "-o", ours / "bundle", *told)
     house.does("reader", "export", "--format", "csv", "-o", ours / "month", *told)
     house.does("reader", "prove", f"{SIGNER.name}@3", "-o", ours / "proof", *told)
