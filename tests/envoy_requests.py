@@ -12,7 +12,7 @@ from authz.envoy.check import input_document
 VECTORS = Path(__file__).parent / "vectors" / "ext_authz"
 REQUESTS = json.loads((VECTORS / "requests.json").read_text())
 ECHOED = json.loads((VECTORS / "expected.json").read_text())["echo.rego"]
-UNHURRIED = settings(deadline=None, max_examples=100)
+UNHURRIED = settings(max_examples=100)
 
 
 def vector(name):

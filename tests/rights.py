@@ -14,7 +14,7 @@ from clickhouse_driver import Client
 from programs import CHECKOUT
 from typer.testing import CliRunner
 
-from authz.cli import app
+from authz.cli import program
 from authz.errors import AuthzError
 from authz.store import embedded
 
@@ -113,7 +113,7 @@ def authz(environment: Mapping[str, str], *line: str | Path) -> tuple[int, str]:
     with warnings.catch_warnings():
         # A command leaves its connections to the end of its process, which goes on here.
         warnings.simplefilter("ignore", ResourceWarning)
-        done = CliRunner().invoke(app, list(map(str, line)), env=dict(environment))
+        done = CliRunner().invoke(program(), list(map(str, line)), env=dict(environment))
         code, told = done.exit_code, done.output
         if isinstance(done.exception, AuthzError):
             code, told = done.exception.exit_code, str(done.exception)

@@ -15,6 +15,12 @@ app = typer.Typer(
     add_completion=False,
 )
 
+
+@app.callback()
+def _root() -> None:
+    """So that it stays a group with one command in it."""
+
+
 ConfigFile = Annotated[
     Path | None,
     typer.Option(

@@ -85,8 +85,8 @@ class Lookup:
     """Whether records of that time say whose data answers held. With none, nothing is known but
     what requests named."""
     other_keys: tuple[str, ...]
-    """Privacy keys that patients are recorded under, as a sample shows, and that were not given:
-    what was recorded under these was not searched."""
+    """Privacy keys that patients are recorded under and that were not given: what was recorded
+    under these was not searched."""
     feeds: tuple[str, ...] = ()
     """The feeds of reasons that are loaded. With none, nothing could explain a request."""
 
@@ -128,7 +128,7 @@ def look_up(
         last=requests[-1].time if requests else 0,
         unresolved=answers.unresolved,
         disclosures=answers.disclosures,
-        other_keys=tuple(sorted(lookups.key_ids(client, window) - keys)),
+        other_keys=tuple(sorted(lookups.other_keys(client, keys, window))),
         feeds=feeds,
     )
 

@@ -7,7 +7,7 @@ access, so these are fetched by the ids of what was found: never a join over the
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,10 +34,7 @@ DENIED = (
 _ASKED_AT_ONCE = 10_000
 _MONTH_US = 31 * 86_400 * 1_000_000
 _APART_US = 600 * 1_000_000  # a request's records are sealed within this, nearly always
-_SPOTS, _SPOT = (
-    64,
-    100,
-)  # where in a log it is looked which keys there are: so many, of so many rows
+_MOST_KEYS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +107,35 @@ Row = dict[str, Any]
 """What a look-up needs of a record; `tokens` are those of its patients that were asked for."""
 
 
+def concerning(columns: str, condition: str, tokens: str = "tokens") -> str:
+    """`columns` of the records that meet `condition` and have a patient with one of the tokens in
+    the value of that name: a subquery. Those whose first patient it is lie together; of the few
+    others the index tells the rows."""
+    first, select = f"%({tokens})s", f"SELECT {columns} FROM audit_log WHERE {condition} AND"
+    return (
+        f"({select} patients[1] IN {first} UNION ALL {select} length(patients) > 1"
+        f" AND NOT has({first}, patients[1]) AND hasAny(patients, {first}))"
+    )
+
+
 def newest(
     client: Client, tokens: Sequence[str], window: Window, limit: int
 ) -> tuple[Totals, list[Found]]:
     """The requests that concern a patient with one of `tokens`, newest first, `limit` at most; the
     counts are over all of them."""
+    columns = (
+        "origin, index, decision_id, time, sealed_at, subject, kind, allowed, enforced, upstream,"
+        " arrayIntersect(patients, %(tokens)s) AS own"
+    )
     query = (
         "SELECT id, named, toUnixTimestamp64Micro(first), toUnixTimestamp64Micro(last),"
         " count() OVER (), length(groupUniqArrayArray(subjects) OVER ()), countIf(refused) OVER (),"
         " toUnixTimestamp64Micro(min(at) OVER ()) FROM ("
         f"SELECT {REQUEST} AS request, any(decision_id) AS id, min(time) AS at,"
-        " groupArray((origin, index, arrayIntersect(patients, %(tokens)s))) AS named,"
+        " groupArray((origin, index, own)) AS named,"
         " min(sealed_at) AS first, max(sealed_at) AS last,"
         f" groupUniqArrayIf(subject, subject != '') AS subjects, countIf({DENIED}) > 0 AS refused"
-        f" FROM audit_log WHERE {KINDS} AND {_NAMED} AND {window.condition} GROUP BY request"
+        f" FROM {concerning(columns, f'{KINDS} AND {window.condition}')} GROUP BY request"
         ") ORDER BY at DESC, request DESC LIMIT %(limit)s"
     )
     values = {"tokens": list(tokens), "limit": limit, **window.values}
@@ -160,8 +172,7 @@ def records(
     def is_whole(found: Found) -> bool:
         return {"decision", "access"} <= halves.get(found.decision_id, set())
 
-    for places in _parts(list(known)):
-        yield from told(reading.at(places))
+    yield from told(reading.named(requests))
     decided = [found for found in requests if found.decision_id]
     # Of the others a half has no patient, or an end of the window is between its records.
     apart = [found for found in decided if window.cuts(found) or not is_whole(found)]
@@ -215,15 +226,19 @@ class _Reading:
         ids = _table("ids", "id String", [{"id": one} for one in decision_ids])
         return self._read("decision_id IN (SELECT id FROM ids)", [ids])
 
-    def at(self, places: Sequence[tuple[str, int]]) -> Iterator[Row]:
-        data = [{"origin": origin, "index": index} for origin, index in places]
-        table = _table("places", "origin String, index UInt64", data)
-        condition = "(origin, index) IN (SELECT origin, index FROM places)"
-        return self._read(condition, [table])
+    def named(self, requests: Sequence[Found]) -> Iterator[Row]:
+        """Those that are known."""
+        if not requests:
+            return
+        lasted = Window(
+            min(one.first_us for one in requests), max(one.last_us for one in requests) + 1
+        )
+        condition = f"(origin, index) IN (SELECT origin, index FROM telling) AND {lasted.condition}"
+        source = concerning(", ".join(_COLUMNS), condition)
+        query = f"SELECT {_SELECTED}, [] FROM {source} ORDER BY origin, index"
+        yield from self._rows(query, lasted.values, [])
 
     def _read(self, condition: str, tables: Sequence[Any]) -> Iterator[Row]:
-        named = [{"origin": origin, "index": index} for origin, index in self._known]
-        telling = _table("telling", "origin String, index UInt64", named)
         tokens, telling_one = "[]", "(origin, index) IN (SELECT origin, index FROM telling)"
         if self._anew:
             tokens, telling_one = "arrayIntersect(patients, %(tokens)s)", _NAMED
@@ -231,7 +246,14 @@ class _Reading:
             f"SELECT {_SELECTED}, {tokens} FROM audit_log WHERE {KINDS} AND {condition}"
             f" AND (kind != 'disclosure' OR {telling_one}) ORDER BY origin, index"
         )
-        values = {"tokens": self._tokens}
+        return self._rows(query, {}, tables)
+
+    def _rows(
+        self, query: str, values: Mapping[str, object], tables: Sequence[Any]
+    ) -> Iterator[Row]:
+        named = [{"origin": origin, "index": index} for origin, index in self._known]
+        telling = _table("telling", "origin String, index UInt64", named)
+        values = {"tokens": self._tokens, **values}
         for row in self._client.execute(query, values, external_tables=[*tables, telling]):
             record = dict(zip((*_COLUMNS, "tokens"), map(as_text, row), strict=True))
             place = (record["origin"], record["index"])
@@ -259,51 +281,21 @@ def unresolved(client: Client, window: Window) -> Answers:
     return Answers(told, found + max(gaps, 0))
 
 
-def key_ids(client: Client, window: Window) -> set[str]:
-    """The privacy keys under which patients are in the logs, from a sample: 64 places of each log.
-    A key is in use for long, and all patients of a record are under one."""
-    query = (
-        "SELECT DISTINCT splitByChar('.', patients[1])[1] FROM audit_log WHERE notEmpty(patients)"
-        " AND origin = %(origin)s AND index IN (SELECT index FROM spots)"
-    )
-    found = set()
-    for (origin,) in client.execute("SELECT DISTINCT origin FROM tiles"):
-        ends = _ends(client, as_text(origin), window)
-        if not ends:
-            continue
-        first, last = ends
-        apart = max(_SPOT, (last - first) // _SPOTS)
-        spots = {
-            index
-            for spot in range(first, last + 1, apart)
-            for index in range(spot, min(spot + _SPOT, last + 1))
-        } | set(range(max(first, last - _SPOT), last + 1))
-        table = _table("spots", "index UInt64", [{"index": index} for index in sorted(spots)])
-        rows = client.execute(query, {"origin": as_text(origin)}, external_tables=[table])
-        found |= {as_text(one) for (one,) in rows}
+def other_keys(client: Client, known: Iterable[str], window: Window) -> set[str]:
+    """The privacy keys under which patients are in the logs, `_MOST_KEYS` at most, other than those
+    that are `known`. All patients of a record are under one, by which records lie together."""
+    found: set[str] = set()
+    while len(found) < _MOST_KEYS:
+        values = {f"key{number}": f"{key}." for number, key in enumerate({*known, *found})}
+        told = [f"NOT startsWith(patients[1], %({name})s)" for name in values]
+        condition = " AND ".join(["position(patients[1], '.') > 0", *told, window.condition])
+        query = f"SELECT patients[1] FROM audit_log WHERE {condition} LIMIT 1"
+        rows = client.execute(query, {**values, **window.values})
+        key = as_text(rows[0][0]).partition(".")[0] if rows else ""
+        if not rows or key in found:
+            break
+        found.add(key)
     return found
-
-
-def _ends(client: Client, origin: str, window: Window) -> tuple[int, int] | None:
-    """The first and the last index of a log in `window`. A month at each end tells it, unless
-    nothing was written then: the times of years are not read."""
-    since, until = window.since_us or 0, window.until_us or time.time_ns() // 1000 + _APART_US
-    begin = Window(window.since_us, min(since + _MONTH_US, until)) if since else window
-    end = Window(max(until - _MONTH_US, since), window.until_us)
-    found = [
-        _end(client, origin, part, order) or _end(client, origin, window, order)
-        for part, order in ((begin, "ASC"), (end, "DESC"))
-    ]
-    return (found[0][0], found[1][0]) if found[0] and found[1] else None
-
-
-def _end(client: Client, origin: str, window: Window, order: str) -> tuple[int] | None:
-    query = (
-        f"SELECT index FROM audit_log WHERE origin = %(origin)s AND {window.condition}"
-        f" ORDER BY index {order} LIMIT 1"
-    )
-    rows = client.execute(query, {"origin": origin, **window.values})
-    return rows[0] if rows else None
 
 
 def of_person(
@@ -312,31 +304,36 @@ def of_person(
     """Counts over all requests of a person, and the records of the newest `limit` of them; `tokens`
     are all of their patients."""
     query = (
-        "SELECT places, count() OVER (), 1, countIf(refused) OVER (),"
-        " toUnixTimestamp64Micro(min(at) OVER ()) FROM ("
+        "SELECT places, toUnixTimestamp64Micro(first), toUnixTimestamp64Micro(last),"
+        " count() OVER (), 1, countIf(refused) OVER (), toUnixTimestamp64Micro(min(at) OVER ())"
+        " FROM ("
         f"SELECT {REQUEST} AS request, min(time) AS at, groupArray((origin, index)) AS places,"
+        " min(sealed_at) AS first, max(sealed_at) AS last,"
         f" countIf({DENIED}) > 0 AS refused FROM audit_log"
         f" WHERE {KINDS} AND subject = %(subject)s AND {window.condition} GROUP BY request"
         ") ORDER BY at DESC, request DESC LIMIT %(limit)s"
     )
     rows = client.execute(query, {"subject": subject, "limit": limit, **window.values})
-    totals = Totals(*rows[0][1:]) if rows else Totals(0, 0, 0, 0)
-    return totals, _whole(client, [place for places, *_ in rows for place in places])
+    if not rows:
+        return Totals(0, 0, 0, 0), iter(())
+    lasted = Window(min(row[1] for row in rows), max(row[2] for row in rows) + 1)
+    places = [place for row in rows for place in row[0]]
+    return Totals(*rows[0][3:]), _whole(client, subject, places, lasted)
 
 
-def _whole(client: Client, places: Sequence[tuple[str, int]]) -> Iterator[Row]:
+def _whole(
+    client: Client, subject: str, places: Sequence[tuple[str, int]], lasted: Window
+) -> Iterator[Row]:
+    data = [{"origin": origin, "index": index} for origin, index in places]
+    table = _table("places", "origin String, index UInt64", data)
     query = (
-        f"SELECT {_SELECTED}, patients FROM audit_log"
-        " WHERE (origin, index) IN (SELECT origin, index FROM places) ORDER BY origin, index"
+        f"SELECT {_SELECTED}, patients FROM audit_log WHERE subject = %(subject)s"
+        f" AND {lasted.condition} AND (origin, index) IN (SELECT origin, index FROM places)"
+        " ORDER BY origin, index"
     )
-    for begin in range(0, len(places), _ASKED_AT_ONCE):
-        data = [
-            {"origin": origin, "index": index}
-            for origin, index in places[begin : begin + _ASKED_AT_ONCE]
-        ]
-        table = _table("places", "origin String, index UInt64", data)
-        for row in client.execute(query, external_tables=[table]):
-            yield dict(zip((*_COLUMNS, "tokens"), map(as_text, row), strict=True))
+    values = {"subject": subject, **lasted.values}
+    for row in client.execute(query, values, external_tables=[table]):
+        yield dict(zip((*_COLUMNS, "tokens"), map(as_text, row), strict=True))
 
 
 def _table(name: str, structure: str, data: Sequence[Mapping[str, object]]) -> dict[str, object]:

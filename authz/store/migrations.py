@@ -310,9 +310,15 @@ def _baselines(form: Layout) -> list[str]:
     ]
 
 
-# For questions over years. A patient's records are found by row and not by block, rare kinds of
-# records in few blocks, a person's requests lie together, and a month that is over becomes one
-# part. What is there already is brought up in the background; until then such questions read more.
+# For questions over years. What people ask for of a person's requests lies together, and so it does
+# of those whose first patient is the same; records of several patients are found by row and not by
+# block, rare kinds of records in few blocks, and a month that is over becomes one part. What is
+# there already is brought up in the background; until then such questions read more.
+_ASKED_FOR = (
+    "origin, index, kind, sealed_at, time, subject, roles, tenant, purpose, reason, reason_code,"
+    " break_glass, decision_id, allowed, enforced, policy_revision, method, path, resource_type,"
+    " action, source_ip, country, status, upstream, complete, patients"
+)
 _FOR_YEARS = (
     (
         "MODIFY SETTING min_age_to_force_merge_seconds = 86400,"
@@ -325,12 +331,14 @@ _FOR_YEARS = (
         "ADD INDEX IF NOT EXISTS by_what (kind, event, rule, complete, allowed, break_glass)"
         " TYPE set(256) GRANULARITY 8"
     ),
+    f"ADD PROJECTION IF NOT EXISTS by_person (SELECT {_ASKED_FOR} ORDER BY subject, sealed_at)",
     (
-        "ADD PROJECTION IF NOT EXISTS by_person (SELECT origin, index, sealed_at, time, subject,"
-        " kind, decision_id, allowed, enforced, upstream ORDER BY subject, sealed_at)"
+        f"ADD PROJECTION IF NOT EXISTS by_patient (SELECT {_ASKED_FOR}"
+        " ORDER BY patients[1], sealed_at)"
     ),
     "MATERIALIZE INDEX patient_rows",
     "MATERIALIZE INDEX by_what",
+    "MATERIALIZE PROJECTION by_patient",
     "MATERIALIZE PROJECTION by_person",
 )
 
@@ -348,6 +356,7 @@ MIGRATIONS: tuple[Callable[[Layout], list[str]], ...] = (
     _first, _attachments, _deciders, _leases, _disclosures, _feeds, _baselines, _years
 )  # fmt: skip
 VERSION = len(MIGRATIONS)
+_OLDEST = (26, 2)  # ClickHouse whose text indexes are no experiment
 
 
 def version(client: Client) -> int:
@@ -379,13 +388,20 @@ def migrate(client: Client, cluster: str | None = None) -> list[int]:
     and for several processes at once. Changes nothing, and needs no right to, if it is there.
 
     An empty database becomes `cluster`'s, if one is named; later the database says so itself.
-    Raises `UsageError` for a newer schema, or one that was made in another form.
+    Raises `UsageError` for a newer schema, one that was made in another form, or a ClickHouse that
+    is too old for it.
     """
     found = version(client)
     if found > VERSION:
         check(client)
     if found == VERSION and cluster is None:
         return []
+    [(server,)] = client.execute("SELECT version()")
+    if tuple(map(int, server.split(".")[:2])) < _OLDEST:
+        raise UsageError(
+            f"--store: ClickHouse {server} is too old for this program, which needs"
+            f" {'.'.join(map(str, _OLDEST))} or later; upgrade ClickHouse"
+        )
     form = layout.of(client, cluster)
     if found and form.cluster is not None:
         _join(client, form, found)

@@ -4,14 +4,14 @@ Times are microseconds since the epoch, UTC. Errors are `authz.store.client.QUER
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from clickhouse_driver import Client
 
 from authz.record import Record, details_of
 from authz.store import reports, rows
-from authz.store.lookups import Window, as_text
+from authz.store.lookups import Window, as_text, concerning
 
 _HOUR_US = 3_600 * 1_000_000
 _DAY_US = 24 * _HOUR_US
@@ -108,10 +108,14 @@ def search(
     client: Client, filters: Filters, window: Window, limit: int, after: Place | None = None
 ) -> list[Row]:
     """The newest requests, newest first, `limit` at most; those that are listed `after` one."""
-    conditions = (_REQUESTS, window.condition, filters.condition, after.condition if after else "")
+    others = replace(filters, patients=()).condition
+    conditions = (_REQUESTS, window.condition, others, after.condition if after else "")
     condition = " AND ".join(filter(None, conditions))
+    source = f"audit_log WHERE {condition}"
+    if filters.patients:
+        source = concerning(", ".join(_LISTED), condition, "patients")
     query = (
-        f"SELECT {_SELECTED} FROM audit_log WHERE {condition}"
+        f"SELECT {_SELECTED} FROM {source}"
         " ORDER BY sealed_at DESC, origin, index DESC LIMIT %(limit)s"
     )
     values = {**filters.values, **window.values, **(after.values if after else {}), "limit": limit}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from clickhouse_driver import Client
 
-from authz.store.lookups import KINDS, REQUEST, Window, as_text
+from authz.store.lookups import KINDS, REQUEST, Window, as_text, concerning
 
 _MINUTE_US = 60 * 1_000_000
 _MOST = 20_000  # rows
@@ -51,22 +51,24 @@ def of_person(client: Client, subject: str, tokens: Sequence[str], window: Windo
     """When a person's requests concerned which of the patients with `tokens`."""
     return _seen(
         client, "arrayJoin(arrayIntersect(patients, %(tokens)s))",
-        f"subject = %(subject)s AND hasAny(patients, %(tokens)s) AND {window.condition}",
+        f"audit_log WHERE {KINDS} AND subject = %(subject)s AND hasAny(patients, %(tokens)s)"
+        f" AND {window.condition}",
         {"subject": subject, "tokens": list(tokens), **window.values},
     ) if tokens else []  # fmt: skip
 
 
 def of_patient(client: Client, tokens: Sequence[str], window: Window) -> list[Seen]:
     """When whose requests concerned a patient with one of `tokens`."""
-    condition = f"hasAny(patients, %(tokens)s) AND {window.condition}"
-    return _seen(client, "subject", condition, {"tokens": list(tokens), **window.values})
+    columns = "origin, index, kind, sealed_at, subject, decision_id"
+    source = concerning(columns, f"{KINDS} AND {window.condition}")
+    return _seen(client, "subject", source, {"tokens": list(tokens), **window.values})
 
 
-def _seen(client: Client, whom: str, condition: str, values: dict[str, Any]) -> list[Seen]:
+def _seen(client: Client, whom: str, source: str, values: dict[str, Any]) -> list[Seen]:
     """The newest days first."""
     query = (
         f"SELECT toDate(sealed_at, 'UTC') AS day, {whom} AS whom, uniqExact({REQUEST}) AS number"
-        f" FROM audit_log WHERE {KINDS} AND {condition}"
+        f" FROM {source}"
         " GROUP BY day, whom ORDER BY day DESC, whom LIMIT %(limit)s"
     )
     return [Seen(*map(as_text, row)) for row in client.execute(query, {**values, "limit": _MOST})]

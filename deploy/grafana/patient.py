@@ -3,7 +3,13 @@
 from deploy.grafana.board import Board, Choice, Panel, chosen
 
 _THEIRS = f"has(patients, {chosen('patient')}) AND $__timeFilter(sealed_at)"
-_ABOUT = f"kind IN ('decision', 'access', 'disclosure') AND {_THEIRS}"
+# Records of one patient lie together, by the first; of the few others an index tells the rows.
+_SOME = """SELECT origin, index, kind, sealed_at, time, subject, roles, purpose, reason,
+  reason_code, break_glass, decision_id, allowed, method, path, status, source_ip FROM audit_log
+  WHERE kind IN ('decision', 'access', 'disclosure') AND $__timeFilter(sealed_at)"""
+_ABOUT = f"""({_SOME} AND patients[1] = {chosen("patient")}
+  UNION ALL {_SOME} AND length(patients) > 1 AND NOT has([{chosen("patient")}], patients[1])
+  AND has(patients, {chosen("patient")}))"""
 # All records of a request bear its decision's values; one without a decision stands alone.
 _REQUEST = "if(decision_id = '', concat(origin, '/', toString(index)), decision_id)"
 
@@ -25,26 +31,27 @@ BOARD = Board(
   uniqExactIf({_REQUEST}, break_glass AND allowed) AS "broken glass",
   arrayStringConcat(arraySort(groupUniqArrayIf(purpose, purpose != '')), ', ') AS purposes,
   min(log.time) AS first, max(log.time) AS last
-FROM audit_log AS log WHERE {_ABOUT} GROUP BY who ORDER BY last DESC LIMIT 500""",
+FROM {_ABOUT} AS log GROUP BY who ORDER BY last DESC LIMIT 500""",
         ),
         Panel(
             "How often", "bars", width=12, least="1d",
             sql=f"""SELECT $__timeInterval(sealed_at) AS time,
   uniqExactIf({_REQUEST}, log.allowed) AS allowed,
   uniqExactIf({_REQUEST}, NOT log.allowed AND kind != 'disclosure') AS denied
-FROM audit_log AS log WHERE {_ABOUT} GROUP BY time ORDER BY time""",
+FROM {_ABOUT} AS log GROUP BY time ORDER BY time""",
         ),
         Panel(
             "Why", "ranked", width=12,
             sql=f"""SELECT concat(purpose, if(purpose = '', '', ': '),
   if(reason = '', reason_code, reason)) AS why, uniqExact({_REQUEST}) AS requests
-FROM audit_log WHERE {_ABOUT} GROUP BY why ORDER BY requests DESC LIMIT 20""",
+FROM {_ABOUT} GROUP BY why ORDER BY requests DESC LIMIT 20""",
         ),
         Panel(
             "Break-glass", "table",
-            sql=f"""SELECT decisions.time AS at, subject, arrayStringConcat(roles, ', ') AS roles,
+            sql=f"""SELECT log.time AS at, subject, arrayStringConcat(roles, ', ') AS roles,
   reason, path, source_ip
-FROM decisions WHERE break_glass AND allowed AND {_THEIRS} ORDER BY at DESC LIMIT 200""",
+FROM {_ABOUT} AS log WHERE kind = 'decision' AND break_glass AND allowed
+ORDER BY at DESC LIMIT 200""",
         ),
         Panel(
             "Looks into the log", "table", says="With authz lookup and the like: about this one.",
@@ -60,7 +67,7 @@ FROM notices WHERE event = 'look' AND {_THEIRS} ORDER BY at DESC LIMIT 200""",
   any(log.path) AS path, max(log.status) AS status, any(log.source_ip) AS source_ip,
   arrayStringConcat(arraySort(groupUniqArray(if(kind = 'disclosure', 'answer', 'request'))), ', ')
     AS "known by"
-FROM audit_log AS log WHERE {_ABOUT}
+FROM {_ABOUT} AS log
 GROUP BY {_REQUEST} AS request ORDER BY at DESC LIMIT 500""",
         ),
     ),

@@ -13,7 +13,16 @@ and that before the file `--config` ([configuration](configuration.md))."""
 
 def page() -> str:
     made = subprocess.run(
-        [sys.executable, "-m", "typer", "authz.cli", "utils", "docs", "--name", "authz"],
+        [
+            sys.executable,
+            "-m",
+            "typer",
+            "docs.reference.program",
+            "utils",
+            "docs",
+            "--name",
+            "authz",
+        ],
         capture_output=True,
         text=True,
         check=True,

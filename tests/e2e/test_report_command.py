@@ -15,7 +15,7 @@ from pypdf import PdfReader
 from receiving import receiving
 
 from authz import config
-from authz.cli import app
+from authz.cli import program
 from authz.errors import UsageError
 from authz.record.privacy import load_key
 from authz.serve import tls
@@ -340,7 +340,7 @@ def test_wrong_usage(site, arguments, text, monkeypatch, capsys):
         monkeypatch.setenv(name, site.environment[name])
     monkeypatch.setenv("AUTHZ_PRIVACY__KEY", str(site.key))
     with pytest.raises(UsageError) as refused:
-        app(["report", *arguments, "--reason", WHY], standalone_mode=False)
+        program()(["report", *arguments, "--reason", WHY], standalone_mode=False)
     assert text in str(refused.value)
     assert PATIENT not in str(refused.value).lower()
     assert capsys.readouterr().out == ""

@@ -194,7 +194,7 @@ def test_any_byte(batches, cutter):
 
     failures = 0
 
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20, suppress_health_check=list(HealthCheck))
     @given(offsets)
     def run(wanted):
         nonlocal failures

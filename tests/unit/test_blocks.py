@@ -137,7 +137,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(STEPS)
 def test_a_fold_over_the_log(tmp_path_factory, steps):
     """Whatever was sealed, stored, trimmed or restarted in between, those are blocked whose last

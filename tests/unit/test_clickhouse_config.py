@@ -14,8 +14,10 @@ from programs import free_port, listens, program, until
 from relay import Relay
 from rights import HERE, configured, shipped
 
+from authz.errors import UsageError
 from authz.store import embedded
 from authz.store.client import QUERY_ERRORS, connect
+from authz.store.migrations import migrate
 
 FILES = sorted((HERE / "config.d").glob("*.xml")) + sorted((HERE / "users.d").glob("*.xml"))
 TLS_DIRECTORY = "/etc/clickhouse-server/tls"
@@ -121,6 +123,8 @@ def test_tls(tmp_path, issued):
             url = f"clickhouse://reader:secret@127.0.0.1:{native}/default?{urlencode(given)}"
             with connect(url) as client:
                 client.settings.clear()  # which that old server does not all know
+                with pytest.raises(UsageError, match=r"too old .* 26\.2 or later"):
+                    migrate(client)
                 return client.execute("SELECT 1")
 
         secure = {"secure": "true", "ca_certs": made.ca_file}

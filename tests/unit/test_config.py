@@ -256,9 +256,7 @@ def test_description_is_a_configuration(file):
     assert all("#" in line for line in text.splitlines() if line and not line.endswith(":"))
 
 
-@settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.text(alphabet="ab: \n-[]{}\"'&*!?|>#,0.", max_size=60)
     | st.binary(max_size=40)

@@ -36,7 +36,7 @@ def noise(seed: int, count: int, mean: float = 0.0) -> list[float]:
     return [chance.gauss(mean, 1) for _ in range(count)]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(SEEDS, st.integers(-30, 30), st.floats(-1000, 1000))
 def test_the_unit_and_the_zero_do_not_matter(seed: int, power: int, shift: float) -> None:
     """The same series in another unit, and from another zero, has the same alerts."""
@@ -52,14 +52,14 @@ def test_the_unit_and_the_zero_do_not_matter(seed: int, power: int, shift: float
 
 
 @given(st.floats(-1e12, 1e12), st.integers(1, 100_000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_constant_series_never_alerts(value: float, every: int) -> None:
     """Where nothing ever changes, there is nothing to tell."""
     assert not any(one.surprise for one in judge([value] * 700, every))
 
 
 @given(SEEDS, st.integers(250, 2000), st.sampled_from([20.0, -20.0]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_spike_of_20_deviations_alerts(seed: int, place: int, spike: float) -> None:
     """A far value is told at once, wherever it comes, upward and downward."""
     values = noise(seed, place + 1, mean=5)

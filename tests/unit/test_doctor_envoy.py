@@ -497,7 +497,7 @@ ODD = st.sampled_from([None, True, 7, "x", [], {}, [None], [7], ["x"], {"a": 7}]
 PLAIN = normalised(yaml.safe_load(SHIPPED))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_odd_shapes_are_no_crash(data):
     """Whatever stands where something else is due, the checks come to an end and say something."""

@@ -27,7 +27,7 @@ REQUESTS = json.loads((VECTORS / "requests.json").read_text())
 EXPECTED = json.loads((VECTORS / "expected.json").read_text())
 PAIRS = [(policy, name) for policy, cases in EXPECTED.items() for name in cases]
 METADATA = {"authz": {"subject": "x"}, "decision_id": "d1"}
-UNHURRIED = settings(deadline=None, max_examples=100)
+UNHURRIED = settings(max_examples=100)
 
 
 @cache

@@ -15,7 +15,7 @@ from sidecar import Sidecar, sidecar
 from test_envoy_bootstrap import values
 from typer.testing import CliRunner
 
-from authz.cli import app
+from authz.cli import program
 from authz.envoy.transport import secrets, secure
 from authz.errors import UsageError
 
@@ -27,7 +27,7 @@ def made(directory: Path, *options: str, **changed: str) -> dict[str, object]:
     environment = {name: str(value) for name, value in (values(directory) | changed).items()}
     path = directory / "envoy.yaml"
     command = ["envoy-config", "-o", str(path), *options]
-    done = CliRunner().invoke(app, command, env=environment)
+    done = CliRunner().invoke(program(), command, env=environment)
     if isinstance(done.exception, UsageError):
         raise done.exception
     assert done.exit_code == 0, done.output

@@ -20,7 +20,7 @@ from authz.report.exports.cells import (
     time_text,
 )
 
-SOME = settings(max_examples=150, deadline=None)
+SOME = settings(max_examples=150)
 TEXT = st.one_of(TEXTS, st.text(st.sampled_from("=+-@\t\r\n'\",;＝＋－＠a1 \0"), max_size=12))  # noqa: RUF001
 
 

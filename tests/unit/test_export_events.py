@@ -230,7 +230,7 @@ def test_findings_looks_and_notices():
     assert (gap["type"]["code"], gap["subtype"][0]["code"]) == ("110100", "gap")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(RECORDS)
 def test_any_record(record):
     """Whatever a record holds, its events are FHIR, and have what the profiles that they claim

@@ -204,7 +204,7 @@ def shown_by(show, *arguments):
     return out.getvalue()
 
 
-@settings(deadline=None, max_examples=40)  # each draws four tables
+@settings(max_examples=40)  # each draws four tables
 @given(st.text(), st.sampled_from(["act", "review"]))
 def test_text_cannot_steer_a_terminal(text, lane):
     """No text of a finding, of its records or of what people said reaches the terminal as more."""

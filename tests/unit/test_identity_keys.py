@@ -117,7 +117,7 @@ _JWK = st.dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(_JWK | st.integers() | st.none(), max_size=4), st.data())
 def test_any_key_set(members, data):
     """Whatever members a set has, the good ones among them count, and the others do not."""
@@ -133,7 +133,7 @@ def test_any_key_set(members, data):
 _EC = ec.generate_private_key(ec.SECP256R1())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=50) | st.text(alphabet='{}[]":,keys 0', max_size=40).map(str.encode))
 def test_any_text(text):
     """Whatever a server answers, it is a key set or a KeysError."""

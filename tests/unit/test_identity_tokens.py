@@ -261,7 +261,7 @@ def test_a_header_that_nests_deep(known):
 _CHARACTERS = string.ascii_letters + string.digits + "-_.=+/, \t%é\x00"
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(data=st.data())
 def test_a_mutated_token_is_nobody_else(known, signer, data):
     """However a valid token is changed, it is refused, or names whom it named."""
@@ -307,7 +307,7 @@ def test_parts_of_two_tokens(known, signer):
             assert refusal(known, token) == "bad_signature"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.dictionaries(
         st.sampled_from(["alg", "kid", "typ", "crit", "b64", "zip", "enc", "jwk"]),
@@ -326,7 +326,7 @@ def test_any_header_and_claims(known, header, claims, signature):
     assert refusal(known, f"{encoded(header)}.{encoded(claims)}.{encoded(signature)}")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(
     st.sampled_from(["iss", "aud", "sub", "exp", "nbf", "iat", "jti", "roles"]),
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)

@@ -156,7 +156,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert contents(self.journal, self.journal.next - 1) == self.durable[-1:]
 
 
-AnyOrder.TestCase.settings = settings(deadline=None, max_examples=120, stateful_step_count=30)
+AnyOrder.TestCase.settings = settings(max_examples=120, stateful_step_count=30)
 TestAnyOrder = AnyOrder.TestCase
 
 

@@ -18,7 +18,7 @@ from programs import CHECKOUT
 from typer.testing import CliRunner
 
 from authz import config
-from authz.cli import app
+from authz.cli import program
 from authz.demo.people import Keys
 
 SIDECARS = ["opa", "privacy-key", "ext-authz", "envoy-config", "envoy", "envoy-drain"]
@@ -97,7 +97,7 @@ def test_configurations(overlay, tmp_path, monkeypatch):
             if "authz:" not in container["image"] or "command" in container:
                 continue
             words = one.command(container)
-            done = CliRunner().invoke(app, [*words, "--help"])
+            done = CliRunner().invoke(program(), [*words, "--help"])
             assert done.exit_code == 0, done.output
             if "--config" not in words:
                 continue
@@ -147,7 +147,7 @@ def test_envoys(overlay, tmp_path, monkeypatch):
     command = one.command(container)
     assert command == ["envoy-config", "-o", "/run/envoy/envoy.yaml"]
     path = tmp_path / "envoy.yaml"
-    done = CliRunner().invoke(app, ["envoy-config", "-o", str(path)])
+    done = CliRunner().invoke(program(), ["envoy-config", "-o", str(path)])
     assert done.exit_code == 0, done.exception or done.output
     shared = overlay == "on-disk"
     asked = pod(overlay, "ext-authz") if shared else one
@@ -159,7 +159,7 @@ def test_envoys(overlay, tmp_path, monkeypatch):
     ]
     (tmp_path / "authz.yaml").write_text(text)
     judged = CliRunner().invoke(
-        app,
+        program(),
         ["doctor", "--json", "--envoy-config", str(path), "--config", str(tmp_path / "authz.yaml")],
     )
     findings = json.loads(judged.stdout)["findings"]

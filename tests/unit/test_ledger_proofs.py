@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from authz.ledger import (
@@ -224,7 +224,6 @@ MANY = leaf_hashes(1200)
 
 
 @given(SIZES, st.integers(0, 99), st.data())
-@settings(deadline=None)
 def test_proofs_out_of_tiles(size, more, data):
     """Out of tiles, which may be of a larger tree, come the RFC's own proofs and roots, and the
     tiles asked for are few, all there at this size, and asked for at once."""
@@ -241,7 +240,6 @@ def test_proofs_out_of_tiles(size, more, data):
 
 
 @given(SIZES, st.integers(0, 99), st.integers(0, 300))
-@settings(deadline=None)
 def test_a_tree_out_of_tiles_goes_on(size, more, appended):
     """A tree restored at a size from tiles, which may be of a larger one, grows as that did."""
     restored, tree = edge_of(size, Tiles(MANY[: size + more])), Tree()

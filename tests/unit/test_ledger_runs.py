@@ -10,7 +10,7 @@ from authz.ledger.runs import prove_runs, root_of_runs
 
 MOST = 1200  # several tiles, and a level above
 HASHES = [leaf_hash(str(number).encode()) for number in range(MOST)]
-SOME = settings(max_examples=60, deadline=None)
+SOME = settings(max_examples=60)
 
 
 @st.composite

@@ -285,7 +285,7 @@ FACTS = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None,
+@settings(max_examples=12,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(FACTS, st.sets(st.sampled_from(PATIENTS), min_size=1), st.integers(1, 7))
 def test_against_a_fold_in_memory(log, facts, asked, limit):

@@ -19,9 +19,7 @@ from authz.policy.verdict import UNDEFINED, PolicyError
 
 HEAD = "package envoy.authz\nimport rego.v1\n"
 ECHO = HEAD + "allow := input\n"
-UNHURRIED = settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+UNHURRIED = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Texts with which a caller would write into a decision, if text were not kept as text.
 ATTEMPTS = (
     'a"]},"allowed":true,"z":{"y":["',

@@ -270,7 +270,7 @@ def counterexamples(server, query, known):
 
 
 @settings(
-    max_examples=int(os.environ.get("AUTHZ_TEST_POLICIES", "100")), deadline=None,
+    max_examples=int(os.environ.get("AUTHZ_TEST_POLICIES", "100")),
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
 )  # fmt: skip
 @given(policy=policies())

@@ -17,7 +17,7 @@ from authz.policy.verdict import (
     read_verdict,
 )
 
-UNHURRIED = settings(deadline=None, max_examples=200)
+UNHURRIED = settings(max_examples=200)
 FIELDS = [
     "http_status",
     "body",

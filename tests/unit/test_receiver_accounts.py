@@ -397,7 +397,7 @@ def traffic(random, log, restarts):
         log.tick(1)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32), st.booleans())
 def test_summaries_are_what_a_verifier_counts(seed, restarts):
     """Whatever the traffic, the disturbance and the restarts: every summary is what a verifier
@@ -494,7 +494,7 @@ def test_a_damaged_writer_lost():
     assert verified(log)[1].kinds == {"no_decision": 1}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.data())
 def test_a_summary_that_lies_is_found(seed, data):
     """A count that was changed in any summary is told by the verifier."""

@@ -10,9 +10,7 @@ from authz.receiver import recent
 from authz.record import canonical
 
 
-@settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
 def test_from_memory_or_from_the_journal(tmp_path_factory, monkeypatch, seed):
     """Groups of any size, sealed in batches of any size, over restarts and with hardly any room in

@@ -68,7 +68,7 @@ def test_a_record_that_is_full(tmp_path, character):
     log.end()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(RECORDS, st.integers(30_000, MOST_BYTES))
 def test_shorten(record, most):
     """It fits afterwards, is what a record may be, and is untouched if it fitted before."""

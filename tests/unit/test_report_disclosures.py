@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_lookup_shown import FOUND, NOW, REQUEST
 
@@ -146,7 +146,6 @@ def test_several_to_one_recipient_are_one_line():
     assert [one.count for one in each.listed] == [1, 1, 1, 1]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["HRESCH", "GOV", "TREAT"]),
                           st.integers(0, 90)), max_size=20))  # fmt: skip
 def test_no_disclosure_is_lost(made):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from io import BytesIO
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from programs import makes_pdfs
 from pypdf import PdfReader
@@ -32,7 +32,6 @@ def made(text="plain", rows=1, **more):
     return Document("Accounting", head, (table, section(RESTS_ON)), **more)
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_whatever_is_in_a_record_is_text(text):
     """No value becomes markup, and what a reader would not see is escaped."""
@@ -134,7 +133,6 @@ def test_without_weasyprint():
     assert "pip install 'authz[reports]'" in done.stdout
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_a_terminal_is_safe(text):
     """On a terminal no value is more than text."""

@@ -238,9 +238,7 @@ OPERATIONS = st.one_of(
 )
 
 
-@settings(
-    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(OPERATIONS, max_size=8))
 def test_whatever_comes(log_of, operations):
     """Whatever is held and released between runs, years apart or cut off: after each run just that

@@ -19,7 +19,7 @@ def client(database):
         yield client
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_rows_give_the_same_leaves(client, seed):
     """Whatever a record holds, the leaf rebuilt from the columns is the one that was hashed."""
@@ -36,7 +36,7 @@ ESCAPES = st.text(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**32), st.lists(st.one_of(TEXTS, ESCAPES), min_size=100, max_size=100))
 def test_the_database_writes_the_leaves(client, seed, texts):
     r"""It writes them byte for byte as they were hashed: text that looks like an escape

@@ -176,7 +176,7 @@ def most_owners(steps, kind=Lease, seen=None):
     return most
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_never_two_owners(steps):
     """Inserts that are slow, lost, unclear or late; processes that stand still, die, come back."""

@@ -159,7 +159,7 @@ QUESTIONS = {
     "breach list": lambda c, _: kinds.breach(c, FRAME, "dr.alder"),
     "activity report": lambda c, _: kinds.activity(c, FRAME, "n.reed", 100),
     "periodic review": lambda c, _: kinds.review(c, FRAME, 72),
-    "keys": lambda c, _: lookups.key_ids(c, EVER),
+    "keys": lambda c, _: lookups.other_keys(c, [], EVER),
     "exports": lambda c, logs: [
         leaf
         for log in logs

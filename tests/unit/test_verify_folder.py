@@ -24,9 +24,7 @@ ORIGIN = SIGNER.name
 SIZE = 600
 REVISION = hashlib.sha256(b"package a").hexdigest()
 NOT_CLAIMED = {"checkpoint": "repeats the last line of checkpoints.ndjson"}
-SOME = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SOME = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def _records(log):
@@ -121,7 +119,7 @@ def test_it_says_what_the_database_says(exported):
 
 
 @given(st.lists(st.one_of(TEXTS, st.sampled_from(ODD)), min_size=30, max_size=30), RECORDS)
-@settings(max_examples=8, deadline=None,
+@settings(max_examples=8,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 def test_any_text_is_found_as_it_was_sealed(database, tmp_path_factory, texts, hostile):
     """Whatever text a record holds, it verifies out of the database and out of a folder."""

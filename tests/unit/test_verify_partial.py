@@ -31,9 +31,7 @@ SIZE, TICK, BATCH = 3000, 5, 200  # records, of an hour, under a checkpoint
 SINCE, UNTIL = BEGIN + 10 * DAY, BEGIN + 12 * DAY
 FIRST, END = 10 * 24 * TICK, 12 * 24 * TICK  # the records of that time
 FAR = 256 + BATCH  # what is read beside a window: to a whole tile, and to a checkpoint
-MORE = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+MORE = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Counted(StoredLogs):
@@ -575,7 +573,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None,
+@settings(max_examples=150,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(st.data())
 def test_a_spoilt_state_file(client, whole, tmp_path, data):

@@ -1,0 +1,5 @@
+"""The whole program, where typer looks for it."""
+
+from authz.cli import program
+
+app = program()

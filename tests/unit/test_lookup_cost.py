@@ -1,0 +1,57 @@
+"""What questions about one patient or person cost: what concerns them, however long the log is."""
+
+from authz.report import look_up
+from authz.report.activity import activity
+from authz.store import pages, timelines
+from authz.store.client import connect
+from authz.store.lookups import EVER, Window
+from authz.store.migrations import migrate
+from authz.store.pages import Filters
+
+# A patient in every 10,000 requests, and among eight in the answer of as many.
+_ROWS = """INSERT INTO audit_log (origin, index, kind, sealed_at, time, decision_id, subject,
+  allowed, patients, upstream, complete)
+SELECT 'hospital', number, ['decision', 'access', 'disclosure'][number % 3 + 1] AS kind, at, at,
+  toString(intDiv(number, 3)), if(rare, 'dr.rare', concat('n.', toString(number % 90))), true,
+  multiIf(rare, ['key.rare'],
+    number % 30000 = 14, arrayMap(n -> if(n = 5, 'key.rare', 'key.p'), range(8)),
+    [concat('key.', toString(cityHash64(intDiv(number, 3)) % 20000))]),
+  'service', true
+FROM (SELECT number, intDiv(number, 30000) * 30000 + 3 > number AS rare,
+  toDateTime64('2026-03-01 00:00:00', 6, 'UTC') + number AS at FROM numbers({begin}, {rows}))"""
+
+QUESTIONS = {
+    "who saw a patient": lambda c: look_up(c, [["key.rare"]]).requests,
+    "search by patient": lambda c: pages.search(c, Filters(patients=("key.rare",)), EVER, 50),
+    "a patient's timeline": lambda c: timelines.of_patient(c, ["key.rare"], EVER),
+    "what a person did": lambda c: activity(c, "dr.rare", Window(), 100).requests,
+    "search by person": lambda c: pages.search(c, Filters(subject="dr.rare"), EVER, 50),
+}
+
+
+class Counting:
+    """A client that counts the rows which the database reads for it."""
+
+    def __init__(self, client):
+        self._client = client
+        self.rows = 0
+
+    def execute(self, *given, **more):
+        found = self._client.execute(*given, **more)
+        self.rows += self._client.last_query.progress.rows
+        return found
+
+
+def test_it_stays_flat(database):
+    """Ten times the log, and of what is asked for in it, does not read ten times as much."""
+    found = {name: [] for name in QUESTIONS}
+    with connect(database) as client:
+        migrate(client)
+        for begin, rows in ((0, 60_000), (60_000, 540_000)):
+            client.execute(_ROWS.format(begin=begin, rows=rows))
+            client.execute("OPTIMIZE TABLE audit_log FINAL")
+            for name, ask in QUESTIONS.items():
+                counting = Counting(client)
+                assert ask(counting)
+                found[name].append(counting.rows)
+    assert {name: read for name, read in found.items() if read[1] > 3 * read[0]} == {}
