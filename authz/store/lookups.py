@@ -7,7 +7,7 @@ access, so these are fetched by the ids of what was found: never a join over the
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -113,8 +113,8 @@ def concerning(columns: str, condition: str, tokens: str = "tokens") -> str:
     others the index tells the rows."""
     first, select = f"%({tokens})s", f"SELECT {columns} FROM audit_log WHERE {condition} AND"
     return (
-        f"({select} patients[1] IN {first} UNION ALL {select} length(patients) > 1"
-        f" AND NOT has({first}, patients[1]) AND hasAny(patients, {first}))"
+        f"({select} patients[1] IN {first} UNION ALL {select}"
+        f" hasAny(arraySlice(patients, 2), {first}) AND NOT has({first}, patients[1]))"
     )
 
 
@@ -233,10 +233,9 @@ class _Reading:
         lasted = Window(
             min(one.first_us for one in requests), max(one.last_us for one in requests) + 1
         )
-        condition = f"(origin, index) IN (SELECT origin, index FROM telling) AND {lasted.condition}"
-        source = concerning(", ".join(_COLUMNS), condition)
-        query = f"SELECT {_SELECTED}, [] FROM {source} ORDER BY origin, index"
-        yield from self._rows(query, lasted.values, [])
+        source = concerning(", ".join(_COLUMNS), f"{KINDS} AND {lasted.condition}")
+        found = self._rows(f"SELECT {_SELECTED}, [] FROM {source}", lasted.values)
+        yield from _at(self._known, found)
 
     def _read(self, condition: str, tables: Sequence[Any]) -> Iterator[Row]:
         tokens, telling_one = "[]", "(origin, index) IN (SELECT origin, index FROM telling)"
@@ -246,15 +245,15 @@ class _Reading:
             f"SELECT {_SELECTED}, {tokens} FROM audit_log WHERE {KINDS} AND {condition}"
             f" AND (kind != 'disclosure' OR {telling_one}) ORDER BY origin, index"
         )
-        return self._rows(query, {}, tables)
-
-    def _rows(
-        self, query: str, values: Mapping[str, object], tables: Sequence[Any]
-    ) -> Iterator[Row]:
         named = [{"origin": origin, "index": index} for origin, index in self._known]
         telling = _table("telling", "origin String, index UInt64", named)
+        return self._rows(query, {}, [*tables, telling])
+
+    def _rows(
+        self, query: str, values: Mapping[str, object], tables: Sequence[Any] = ()
+    ) -> Iterator[Row]:
         values = {"tokens": self._tokens, **values}
-        for row in self._client.execute(query, values, external_tables=[*tables, telling]):
+        for row in self._client.execute(query, values, external_tables=list(tables)):
             record = dict(zip((*_COLUMNS, "tokens"), map(as_text, row), strict=True))
             place = (record["origin"], record["index"])
             yield record | {"tokens": record["tokens"] or self._known.get(place, ())}
@@ -317,23 +316,28 @@ def of_person(
     if not rows:
         return Totals(0, 0, 0, 0), iter(())
     lasted = Window(min(row[1] for row in rows), max(row[2] for row in rows) + 1)
-    places = [place for row in rows for place in row[0]]
+    places = {tuple(place) for row in rows for place in as_text(row[0])}
     return Totals(*rows[0][3:]), _whole(client, subject, places, lasted)
 
 
 def _whole(
-    client: Client, subject: str, places: Sequence[tuple[str, int]], lasted: Window
+    client: Client, subject: str, places: Container[tuple[str, int]], lasted: Window
 ) -> Iterator[Row]:
-    data = [{"origin": origin, "index": index} for origin, index in places]
-    table = _table("places", "origin String, index UInt64", data)
     query = (
-        f"SELECT {_SELECTED}, patients FROM audit_log WHERE subject = %(subject)s"
-        f" AND {lasted.condition} AND (origin, index) IN (SELECT origin, index FROM places)"
-        " ORDER BY origin, index"
+        f"SELECT {_SELECTED}, patients FROM audit_log WHERE {KINDS} AND subject = %(subject)s"
+        f" AND {lasted.condition}"
     )
-    values = {"subject": subject, **lasted.values}
-    for row in client.execute(query, values, external_tables=[table]):
-        yield dict(zip((*_COLUMNS, "tokens"), map(as_text, row), strict=True))
+    rows = client.execute(query, {"subject": subject, **lasted.values})
+    yield from _at(
+        places, (dict(zip((*_COLUMNS, "tokens"), map(as_text, row), strict=True)) for row in rows)
+    )
+
+
+def _at(places: Container[tuple[str, int]], rows: Iterable[Row]) -> list[Row]:
+    """Those of `rows` that are at these places, in log order. Were the database asked for places or
+    for order, it would read them one by one and not as they lie together."""
+    here = [row for row in rows if (row["origin"], row["index"]) in places]
+    return sorted(here, key=lambda row: (row["origin"], row["index"]))
 
 
 def _table(name: str, structure: str, data: Sequence[Mapping[str, object]]) -> dict[str, object]:

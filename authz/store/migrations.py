@@ -328,6 +328,10 @@ _FOR_YEARS = (
     "DROP INDEX IF EXISTS by_kind",
     "ADD INDEX IF NOT EXISTS patient_rows patients TYPE text(tokenizer = 'array')",
     (
+        "ADD INDEX IF NOT EXISTS other_patient_rows arraySlice(patients, 2)"
+        " TYPE text(tokenizer = 'array')"
+    ),
+    (
         "ADD INDEX IF NOT EXISTS by_what (kind, event, rule, complete, allowed, break_glass)"
         " TYPE set(256) GRANULARITY 8"
     ),
@@ -337,6 +341,7 @@ _FOR_YEARS = (
         " ORDER BY patients[1], sealed_at)"
     ),
     "MATERIALIZE INDEX patient_rows",
+    "MATERIALIZE INDEX other_patient_rows",
     "MATERIALIZE INDEX by_what",
     "MATERIALIZE PROJECTION by_patient",
     "MATERIALIZE PROJECTION by_person",

@@ -8,8 +8,8 @@ _SOME = """SELECT origin, index, kind, sealed_at, time, subject, roles, purpose,
   reason_code, break_glass, decision_id, allowed, method, path, status, source_ip FROM audit_log
   WHERE kind IN ('decision', 'access', 'disclosure') AND $__timeFilter(sealed_at)"""
 _ABOUT = f"""({_SOME} AND patients[1] = {chosen("patient")}
-  UNION ALL {_SOME} AND length(patients) > 1 AND NOT has([{chosen("patient")}], patients[1])
-  AND has(patients, {chosen("patient")}))"""
+  UNION ALL {_SOME} AND has(arraySlice(patients, 2), {chosen("patient")})
+  AND NOT has([{chosen("patient")}], patients[1]))"""
 # All records of a request bear its decision's values; one without a decision stands alone.
 _REQUEST = "if(decision_id = '', concat(origin, '/', toString(index)), decision_id)"
 
