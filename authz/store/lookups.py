@@ -287,7 +287,7 @@ def other_keys(client: Client, known: Iterable[str], window: Window) -> set[str]
     while len(found) < _MOST_KEYS:
         values = {f"key{number}": f"{key}." for number, key in enumerate({*known, *found})}
         told = [f"NOT startsWith(patients[1], %({name})s)" for name in values]
-        condition = " AND ".join(["position(patients[1], '.') > 0", *told, window.condition])
+        condition = " AND ".join(["patients[1] != ''", *told, window.condition])
         query = f"SELECT patients[1] FROM audit_log WHERE {condition} LIMIT 1"
         rows = client.execute(query, {**values, **window.values})
         key = as_text(rows[0][0]).partition(".")[0] if rows else ""
