@@ -67,9 +67,9 @@ class OnEach:
 
 
 @contextmanager
-def start(directory: Path, *files: str) -> Iterator[Servers]:
+def start(directory: Path, *files: str, more: str = "") -> Iterator[Servers]:
     """Both servers, each knowing the clusters, with a Keeper of its own in memory; and the users of
-    `files` of deploy/clickhouse/users.d, whose passwords are their names."""
+    `files` of deploy/clickhouse/users.d, whose passwords are their names, and of `more`."""
     ports = [_free_port() for _ in range(2)]
     replicas = [_REPLICA.format(port=port) for port in ports]
     shards = {SHARDS: [_SHARD.format(replicas=replica) for replica in replicas]}
@@ -80,7 +80,7 @@ def start(directory: Path, *files: str) -> Iterator[Servers]:
         for number, port in enumerate(ports, 1):
             home = directory / str(number)
             configured(home, cluster=_MORE.format(clusters="".join(known), number=number))
-            with users(home, *files):
+            with users(home, *files, more=more):
                 running.append(embedded.start(home, tcp=port))
         urls = tuple(server.store.rpartition("/")[0] for server in running)
         yield Servers(urls, tuple(running))

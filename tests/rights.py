@@ -30,12 +30,14 @@ def names(*files: str) -> list[str]:
 
 
 @contextmanager
-def users(home: Path, *files: str) -> Iterator[None]:
-    """A server that starts in `home` within this has the users of these files of ``users.d``."""
+def users(home: Path, *files: str, more: str = "") -> Iterator[None]:
+    """A server that starts in `home` within this has the users of these files of ``users.d``, and
+    those of the elements `more`."""
     (home / "users.d").mkdir(parents=True)
     for file in files:
         shutil.copy(HERE / "users.d" / file, home / "users.d")
     (home / "users.d" / "test.xml").write_text(f"<clickhouse>{_ADMIN}</clickhouse>")
+    (home / "users.d" / "more.xml").write_text(f"<clickhouse><users>{more}</users></clickhouse>")
     with pytest.MonkeyPatch.context() as patch:
         for name in names(*files):
             digest = hashlib.sha256(name.encode()).hexdigest()

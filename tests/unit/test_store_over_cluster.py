@@ -15,7 +15,6 @@ from test_grafana import (
     NOW,
     PAGE_QUERIES,
     PANELS,
-    README,
     RECORDS,
     TOKEN,
     asked,
@@ -43,15 +42,8 @@ from authz.store.pages import ANY, Filters
 
 NOW_US = NOW * 1_000_000
 LATELY = Window((NOW - 40 * DAY) * 1_000_000)
-# The rights that the documentation gives on one server, and for a cluster.
-_SPREAD = ("audit_log", "checkpoints", "activity_hourly", "baseline_daily")
-_OVER_SERVERS = ["GRANT CREATE TEMPORARY TABLE ON *.*", "GRANT READ ON REMOTE"]
-_GRAFANA = re.findall(r"^ *(GRANT .* ON .*) TO grafana;$", README, re.MULTILINE)
-_LOCAL = [f"{grant}_local" for grant in _GRAFANA if grant.endswith(_SPREAD)]
-USERS = {
-    "reader": ["GRANT SELECT ON authz.*", *_OVER_SERVERS],
-    "grafana": [*_GRAFANA, *_LOCAL, *_OVER_SERVERS],
-}
+FILES = ("10-authz.xml", "20-authz-cluster.xml")
+USERS = ("reader", "grafana")
 OF_ONE_SERVER = "system.parts"  # what a query on it tells is of no cluster
 
 
@@ -108,7 +100,7 @@ def same(rows):
 def house(tmp_path_factory):
     """The records on one server and over both: (a client of the one, one of each of the others),
     by user."""
-    with clusters.start(tmp_path_factory.mktemp("cluster"), USERS) as servers:
+    with clusters.start(tmp_path_factory.mktemp("cluster"), *FILES) as servers:
         urls = [f"{url}/authz" for url in servers.urls]
         alone = f"{servers.urls[0]}/alone"
         each = OnEach(urls)

@@ -19,5 +19,5 @@ CREATE SETTINGS PROFILE OR REPLACE authz_reading SETTINGS INHERIT authz_logged,
 -- Whoever asks what they like: Grafana, a tenant.
 CREATE SETTINGS PROFILE OR REPLACE authz_asking SETTINGS INHERIT authz_logged,
   readonly = 2, allow_ddl = 0 CONST, max_execution_time = 30 MIN 1 MAX 60,
-  max_memory_usage = 4000000000 MIN 1 MAX 4000000000, max_result_rows = 100000 MIN 1 MAX 100000,
+  max_memory_usage = 4000000000 MIN 1 MAX 4000000000,
   max_concurrent_queries_for_user = 20 CONST;
