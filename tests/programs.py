@@ -20,6 +20,7 @@ from authz.report.pages import check_pdf
 
 CHECKOUT = Path(__file__).parents[1]
 AUTHZ = [sys.executable, "-m", "authz"]
+OWN = Path(sys.executable).parent  # programs that come with the extra `dev`, on PATH or not
 
 # In the environment of all that a test starts, and so of all that that starts in turn.
 _MARK = "AN_E2E_TEST"
@@ -98,6 +99,20 @@ def free_port() -> int:
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def freeze(process: int) -> None:
+    """Stop a process, and wait until all its threads stand still: a signal takes its time."""
+    os.kill(process, signal.SIGSTOP)
+    threads = Path(f"/proc/{process}/task")
+
+    def stands() -> bool:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that just ended
+            told = [(thread / "stat").read_text() for thread in threads.iterdir()]
+            return all(text.rpartition(")")[2].split()[0] == "T" for text in told)
+        return False
+
+    assert until(stands, 10), f"{process} does not stop"
 
 
 def program(name: str, package: str) -> str:

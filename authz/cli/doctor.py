@@ -61,10 +61,26 @@ def doctor(
     ] = None,
     metrics: Annotated[
         list[str] | None,
-        typer.Option(help="Its metrics, host:port. May be repeated."),
+        typer.Option(help="Metrics of any of authz's servers, host:port. May be repeated."),
+    ] = None,
+    receiver: Annotated[
+        list[str] | None,
+        typer.Option(help="The receiver, host:port or unix:///path. May be repeated."),
+    ] = None,
+    clickhouse: Annotated[
+        bool,
+        typer.Option(help="Look at the database of --store, whose user is an administrator."),
+    ] = False,
+    administrator: Annotated[
+        list[str] | None,
+        typer.Option(help="A database user or role that may do all, besides --store's."),
+    ] = None,
+    tls_listener: Annotated[
+        list[str] | None,
+        typer.Option(help="host:port whose certificate to look at. May be repeated."),
     ] = None,
     tls_ca: Annotated[
-        Path | None, typer.Option(help="Authority of the Check server's certificate, PEM.")
+        Path | None, typer.Option(help="Authority of authz's servers' certificates, PEM.")
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Our certificate for it, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
@@ -75,10 +91,11 @@ def doctor(
     Exit code 0: nothing is wrong; 1: something is to be mended; 3: something could not be looked
     at.
     """
-    if not (envoy_config or envoy_admin or envoy or ext_authz or metrics):
+    if not (envoy_config or envoy_admin or envoy or ext_authz or metrics or receiver or clickhouse
+            or tls_listener):  # fmt: skip
         raise UsageError(
             "nothing to look at; give --envoy-config, --envoy-admin, --envoy with --store,"
-            " --ext-authz or --metrics"
+            " --ext-authz, --metrics, --receiver, --clickhouse with --store or --tls-listener"
         )
     loaded = configuration.load(file, given(store=store))
     ours = loaded if file else None
@@ -90,8 +107,13 @@ def doctor(
         found += _running(_address("--envoy-admin", address), ours, envoys)
     if envoy:
         found += _hops(envoy, path, loaded.store, token_file, envoys, client_address, wait)
+    files = tls_ca, tls_cert, tls_key
     if ext_authz or metrics:
-        found += _server(ext_authz or [], metrics or [], (tls_ca, tls_cert, tls_key), ours)
+        found += _server(ext_authz or [], metrics or [], files, ours)
+    found += _others(receiver or [], tls_listener or [], files)
+    found += _certificates(files, ours)
+    if clickhouse:
+        found += _database(loaded.store, frozenset(administrator or ()))
     if as_json:
         print(json.dumps(to_json(found)))
     else:
@@ -116,14 +138,16 @@ def _in_file(path: Path, config: Config | None, envoys: list[Envoy]) -> list[Fin
 
 
 def _running(address: str, config: Config | None, envoys: list[Envoy]) -> list[Finding]:
-    from authz.doctor import admin, bootstrap
+    from authz.doctor import admin, bootstrap, clocks, runtime
 
     try:
         running = admin.ask(address, config)
     except UnavailableError as error:
         return [Finding(Level.UNKNOWN, address, str(error))]
     envoys.append(running.envoy)
-    checks = [partial(check, running) for check in admin.CHECKS]
+    checks = [partial(check, running) for check in (*admin.CHECKS, runtime.running)]
+    if not address.startswith("unix://"):
+        checks.append(partial(clocks.server, address))
     checks.insert(0, partial(bootstrap.examine, running.envoy))
     return [finding for check in checks for finding in look(address, check)]
 
@@ -161,7 +185,7 @@ def _server(
     addresses: list[str], metrics: list[str], files: tuple[Path | None, Path | None, Path | None],
     config: Config | None,
 ) -> list[Finding]:  # fmt: skip
-    from authz.doctor import server
+    from authz.doctor import certificates, clocks, server
     from authz.doctor.metrics import metrics as look_at_metrics
 
     tls = server.Tls(*files)
@@ -169,19 +193,61 @@ def _server(
     for address in addresses:
         _address("--ext-authz", address)
         found += look(address, partial(server.health, address, tls))
-        found += look(address, partial(server.served_certificate, address, tls))
-    found += look("certificates", partial(server.certificates, config, tls))
+        found += look(address, partial(certificates.served, address, tls))
     if not metrics and config and config.ext_authz.metrics:
         metrics = [config.ext_authz.metrics]
     for address in metrics:
         _address("--metrics", address, HostPort)
-        found += look(address, partial(look_at_metrics, address))
+        seen = look(address, partial(look_at_metrics, address))
+        found += seen
+        if {finding.level for finding in seen} != {Level.UNKNOWN}:
+            found += look(address, partial(clocks.server, address))
     if not metrics:
         found.append(Finding(
             Level.WARN, "--metrics", "not given",
             "whether this is a dry run, and whether decisions get away, was not looked at",
             "give --metrics host:port (ext_authz.metrics)",
         ))  # fmt: skip
+    return found
+
+
+def _others(
+    receivers: list[str], listeners: list[str],
+    files: tuple[Path | None, Path | None, Path | None],
+) -> list[Finding]:  # fmt: skip
+    from authz.doctor import certificates, server
+
+    tls = server.Tls(*files)
+    found = []
+    for address in receivers:
+        _address("--receiver", address)
+        found += look(address, partial(server.receiver_health, address, tls))
+        found += look(address, partial(certificates.served, address, tls))
+    for address in listeners:
+        _address("--tls-listener", address)
+        found += look(address, partial(certificates.shown, address, tls))
+    return found
+
+
+def _certificates(
+    files: tuple[Path | None, Path | None, Path | None], config: Config | None
+) -> list[Finding]:
+    from authz.doctor import certificates, server
+
+    return look("certificates", partial(certificates.in_files, config, server.Tls(*files)))
+
+
+def _database(store: str | None, administrators: frozenset[str]) -> list[Finding]:
+    from authz.doctor import clocks, database
+    from authz.store.client import name_of
+
+    if store is None:
+        raise UsageError("--store is missing: the database to look at")
+    found = look(name_of(store), partial(clocks.database, store))
+    if any(finding.level is Level.UNKNOWN for finding in found):
+        return found  # said once
+    for part, check in database.checks(store, administrators):
+        found += look(part, check)
     return found
 
 

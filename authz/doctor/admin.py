@@ -1,6 +1,7 @@
 """A running Envoy, by its admin interface: the configuration in force, and what it has counted."""
 
 import asyncio
+import datetime as dt
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Final
 import aiohttp
 
 from authz.config import Config
+from authz.doctor.certificates import dated
 from authz.doctor.documents import Mapping, normalised
 from authz.doctor.envoy import Envoy, from_dump, items, seconds, section
 from authz.doctor.findings import Finding, Level
@@ -27,19 +29,22 @@ class Running:
     envoy: Envoy
     stats: Mapping
     info: Mapping
+    runtime: Mapping
+    certs: Mapping
 
 
 def ask(address: str, config: Config | None) -> Running:
     """Ask the admin interface at `address`. Raises `UnavailableError`."""
-    dump, stats, info = asyncio.run(_ask(address))
-    return Running(address, Envoy(from_dump(address, dump), config), stats, info)
+    dump, *others = asyncio.run(_ask(address))
+    return Running(address, Envoy(from_dump(address, dump), config), *others)
 
 
 async def _ask(address: str) -> list[Mapping]:
     local = address.startswith("unix://")
     connector = aiohttp.UnixConnector(address.removeprefix("unix://")) if local else None
     base = "http://envoy" if local else f"http://{address}"
-    paths = ("/config_dump", f"/stats?format=json&filter={_COUNTERS}", "/server_info")
+    paths = ("/config_dump", f"/stats?format=json&filter={_COUNTERS}", "/server_info", "/runtime",
+             "/certs")  # fmt: skip
     found = []
     try:
         async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session:
@@ -113,4 +118,24 @@ def drains(running: Running) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-CHECKS: Final = (counted, quiet, drains)
+def certificates(running: Running) -> Iterator[Finding]:
+    """How long the certificates hold that Envoy has in use: its listeners' and its clusters'."""
+    renew = "put a new certificate in its place, and have Envoy read it: by SDS, or a restart"
+    seen = set()
+    for entry in items(running.certs, "certificates"):
+        for kind in ("cert_chain", "ca_cert"):
+            for one in items(entry, kind):
+                path, ends = str(one.get("path", "")), str(one.get("expiration_time", ""))
+                if not ends or (path, ends) in seen:
+                    continue
+                seen.add((path, ends))
+                begins = str(one.get("valid_from") or ends)
+                part = f"{running.name}, {path if path.startswith('/') else 'a certificate'}"
+                yield dated(part, _time(begins), _time(ends), renew)
+
+
+def _time(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text)
+
+
+CHECKS: Final = (counted, quiet, drains, certificates)

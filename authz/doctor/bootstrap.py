@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from authz.config import Config
-from authz.doctor import envoy_authz, envoy_http
+from authz.doctor import envoy_authz, envoy_http, envoy_order, runtime
 from authz.doctor.documents import Document, read
 from authz.doctor.envoy import ANY_EXT_AUTHZ, Envoy
 from authz.doctor.findings import Finding, Level
 
-CHECKS: Final = (*envoy_authz.CHECKS, *envoy_http.CHECKS)
+CHECKS: Final = (*envoy_authz.CHECKS, *envoy_http.CHECKS, *envoy_order.CHECKS, runtime.in_file)
 
 _DEPRECATED: Final = re.compile(r"Deprecated field: type (\S+) .*?option '([\w.]+)'")
 _VALIDATE_SECONDS: Final = 60

@@ -47,6 +47,10 @@ def failure_mode(envoy: Envoy) -> Iterator[Finding]:
                 yield envoy.warn(node, "failure_mode_allow is on in ext_proc", unseen, off)
             else:
                 yield envoy.fail(node, "failure_mode_allow is on", _OPEN, off)
+        if is_true(node.value.get("failure_mode_allow_header_add")):
+            seen = "failure_mode_allow_header_add is on"
+            why = "it is for requests that pass without an answer, of which there must be none"
+            yield envoy.warn(node, seen, why, "take it out, and failure_mode_allow with it")
         if is_true(node.value.get("fail_open")) and _FAIL_OPEN_OF.search(".".join(node.keys)):
             off_here = "set failOpen: false, or take it out"
             yield envoy.fail(node, "failOpen is on for external authorization", _OPEN, off_here)

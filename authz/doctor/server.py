@@ -1,26 +1,20 @@
-"""authz's own Check server: whether it can decide and record, and for how long its certificates
-hold."""
+"""authz's own gRPC servers: whether they can do what they are for."""
 
-import datetime as dt
-import socket
-import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import grpc
-from cryptography import x509
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from authz.config import Config
 from authz.doctor.findings import Finding, Level
 from authz.errors import UnavailableError, UsageError
 
 SERVICE: Final = "envoy.service.auth.v3.Authorization"
+RECEIVER: Final = "authz.v1.RecordStream"
 _HEALTH: Final = "/grpc.health.v1.Health/Check"
 _SECONDS: Final = 5
-_SOON_DAYS: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +36,32 @@ class Tls:
 
 
 def health(address: str, tls: Tls) -> Iterator[Finding]:
-    """Whether the server says that it can decide and record."""
-    request = HealthCheckRequest(service=SERVICE)
+    """Whether the Check server says that it can decide and record."""
+    if _serving(address, tls, SERVICE, "Check server"):
+        yield Finding(Level.OK, address, "serving: it can decide and record")
+    else:
+        yield Finding(
+            Level.FAIL, address, "not serving",
+            "it cannot decide or cannot record, and denies every request (503)",
+            "see the reason in its log (`health changed`): its OPA, its journal's disk, or, with"
+            " durability `receiver`, the receiver; --metrics tells them apart",
+        )  # fmt: skip
+
+
+def receiver_health(address: str, tls: Tls) -> Iterator[Finding]:
+    """Whether the receiver says that it takes records in."""
+    if _serving(address, tls, RECEIVER, "receiver"):
+        yield Finding(Level.OK, address, "serving: it takes records in")
+    else:
+        yield Finding(
+            Level.FAIL, address, "the receiver is not serving",
+            "it takes nothing in: decisions wait in their journals, and accesses are lost",
+            "see the reason in its log (`health changed`): its journal's disk is full or failing",
+        )  # fmt: skip
+
+
+def _serving(address: str, tls: Tls, service: str, what: str) -> bool:
+    request = HealthCheckRequest(service=service)
     try:
         with _channel(address, tls) as channel:
             ask = channel.unary_unary(
@@ -55,16 +73,8 @@ def health(address: str, tls: Tls) -> Iterator[Finding]:
     except grpc.RpcError as error:
         code = error.code().name if isinstance(error, grpc.Call) else "UNKNOWN"
         mend = "is it up, and does it speak TLS (--tls-ca; --tls-cert and --tls-key for mTLS)?"
-        raise UnavailableError(f"no health from the Check server ({code}); {mend}") from None
-    if answer.status == HealthCheckResponse.SERVING:
-        yield Finding(Level.OK, address, "serving: it can decide and record")
-    else:
-        yield Finding(
-            Level.FAIL, address, "not serving",
-            "it cannot decide or cannot record, and denies every request (503)",
-            "see the reason in its log (`health changed`): its OPA, its journal's disk, or, with"
-            " durability `receiver`, the receiver; --metrics tells them apart",
-        )  # fmt: skip
+        raise UnavailableError(f"no health from the {what} ({code}); {mend}") from None
+    return bool(answer.status == HealthCheckResponse.SERVING)
 
 
 def _channel(address: str, tls: Tls) -> grpc.Channel:
@@ -79,78 +89,3 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-
-
-def served_certificate(address: str, tls: Tls) -> Iterator[Finding]:
-    """How long the certificate holds that the server shows. Whether it is to be trusted, `health`
-    has asked."""
-    if tls.ca is None:
-        return
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # an expired one is to be seen too
-    context.set_alpn_protocols(["h2"])
-    try:
-        if tls.cert and tls.key:
-            context.load_cert_chain(tls.cert, tls.key)
-        with _connected(address) as plain, context.wrap_socket(plain) as wrapped:
-            shown = wrapped.getpeercert(binary_form=True)
-    except (OSError, ValueError) as error:
-        raise UnavailableError(f"no TLS with the server: {type(error).__name__}") from None
-    if shown:
-        yield dated(f"{address}, its certificate", x509.load_der_x509_certificate(shown))
-
-
-def _connected(address: str) -> socket.socket:
-    if not address.startswith("unix://"):
-        host, _, port = address.rpartition(":")
-        return socket.create_connection((host.strip("[]"), int(port)), _SECONDS)
-    connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(_SECONDS)
-    try:
-        connection.connect(address.removeprefix("unix://"))
-    except OSError:
-        connection.close()
-        raise
-    return connection
-
-
-def certificates(config: Config | None, tls: Tls) -> Iterator[Finding]:
-    """How long the certificates in files hold: those given, and those of the configuration."""
-    files = {"--tls-ca": tls.ca, "--tls-cert": tls.cert}
-    if config:
-        for name in ("ext_authz", "receiver"):
-            part = getattr(config, name)
-            for key in type(part).model_fields:
-                if key.endswith(("_cert", "_ca")):
-                    files[f"{name}.{key}"] = getattr(part, key)
-    for option, path in files.items():
-        if path is None:
-            continue
-        try:
-            found = x509.load_pem_x509_certificates(path.read_bytes())
-        except (OSError, ValueError):
-            yield Finding(Level.UNKNOWN, option, "its file cannot be read here as PEM")
-            continue
-        for number, certificate in enumerate(found, 1):
-            several = f", certificate {number}" if len(found) > 1 else ""
-            yield dated(f"{option}{several}", certificate)
-
-
-def dated(part: str, certificate: x509.Certificate) -> Finding:
-    """What a certificate's dates mean today."""
-    now = dt.datetime.now(dt.UTC)
-    ends, left = certificate.not_valid_after_utc, certificate.not_valid_after_utc - now
-    renew = "put a new certificate in its file: servers of authz take it up by themselves"
-    begins = certificate.not_valid_before_utc
-    if left.total_seconds() <= 0:
-        why = "nobody can connect by it: every request is denied (503)"
-        return Finding(Level.FAIL, part, f"expired on {ends:%Y-%m-%d}", why, renew)
-    if begins > now:
-        why = "nobody can connect by it yet"
-        mend = "see the clocks, or issue it anew"
-        return Finding(Level.FAIL, part, f"not valid before {begins:%Y-%m-%d}", why, mend)
-    if left < dt.timedelta(days=_SOON_DAYS):
-        seen = f"expires in {left.days} days, on {ends:%Y-%m-%d}"
-        return Finding(Level.WARN, part, seen, "after that every request is denied (503)", renew)
-    return Finding(Level.OK, part, f"holds until {ends:%Y-%m-%d}")

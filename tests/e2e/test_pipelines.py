@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from live import Caller, Tuned, settle
 from manifests import go_program
-from programs import AUTHZ, CHECKOUT, program, run, world
+from programs import AUTHZ, CHECKOUT, OWN, program, run, world
 
 from authz.demo.people import PEOPLE, plan
 from authz.demo.stack import running
@@ -231,7 +231,7 @@ def programs(directory: Path, opa: str) -> str:
     """A PATH with the programs as their steps call them."""
     bin_ = directory / "bin"
     bin_.mkdir()
-    uv = f"exec {shutil.which('uv')} tool run --quiet"
+    uv = f"exec {OWN / 'uv'} tool run --quiet"
     lines = {
         "authz": f'exec {" ".join(map(str, AUTHZ))} "$@"',
         "pip-audit": f'{uv} pip-audit==2.10.1 "$@"',
@@ -241,7 +241,7 @@ def programs(directory: Path, opa: str) -> str:
         (bin_ / name).write_text(f"#!/bin/sh\n{line}\n")
         (bin_ / name).chmod(0o755)
     found = [opa, go_program("kubeconform", "…"), go_program("kustomize", "…")]
-    places = [str(bin_), *dict.fromkeys(str(Path(one).parent) for one in found)]
+    places = [str(bin_), str(OWN), *dict.fromkeys(str(Path(one).parent) for one in found)]
     return os.pathsep.join([*places, os.environ["PATH"]])
 
 
@@ -266,7 +266,7 @@ def test_valid_by_the_forges_schema(file: Path) -> None:
     """The forge's own schema takes each template."""
     kind = "vendor.github-workflows" if file in GITHUB else "vendor.gitlab-ci"
     with world() as where:
-        done = run(["check-jsonschema", "--builtin-schema", kind, file], where)
+        done = run([OWN / "check-jsonschema", "--builtin-schema", kind, file], where)
     assert done.returncode == 0, done.stdout
 
 

@@ -13,6 +13,7 @@ from random import Random
 
 import pytest
 from live import PATIENT, Account, Answer, Caller, Told, Tuned, account, edited, told
+from programs import freeze
 
 from authz.demo.people import Request, plan
 from authz.demo.stack import Stack, running
@@ -173,7 +174,7 @@ async def pauses(caller: Caller, day: Day, random: Random) -> None:
     request, *_ = LEAVING["check"]
     pid = caller.stack.parts["ext-authz"].process.pid
     for _ in range(5):
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         try:
             leave = [
                 leaving(caller, day, "check, paused", request, random.uniform(0.01, 0.1), reset)
@@ -183,7 +184,7 @@ async def pauses(caller: Caller, day: Day, random: Random) -> None:
         finally:
             os.kill(pid, signal.SIGCONT)
         await asyncio.sleep(0.1)
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
         given_up = [caller.send(request) for _ in range(10)]
         day.paused += await asyncio.gather(*given_up)

@@ -215,13 +215,19 @@ def test_tampered_and_rolled_back(site: Site) -> None:
         decided_by = client.execute(
             "SELECT DISTINCT policy_revision FROM decisions WHERE subject = 'n.cedar'"
         )
-        loaded = client.execute(
-            "SELECT JSONExtractString(details, 'revision') FROM notices"
-            " WHERE event = 'policy_loaded' ORDER BY origin, index"
-        )
+
+        def loaded() -> list[str]:
+            rows = client.execute(
+                "SELECT JSONExtractString(details, 'revision') FROM notices"
+                " WHERE event = 'policy_loaded' ORDER BY origin, index"
+            )
+            return [revision for (revision,) in rows]
+
+        assert until(lambda: len(loaded()) >= 3, 30)
+        told = loaded()
     one, two = first["policy_revision"], second["policy_revision"]
     assert {revision for (revision,) in decided_by} == {one, two}
-    assert [revision for (revision,) in loaded] == [one, two, one]
+    assert told == [one, two, one]
 
 
 def test_the_api_changes_nothing(site: Site) -> None:

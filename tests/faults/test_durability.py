@@ -14,7 +14,7 @@ from random import Random
 
 import pytest
 from live import Account, Answer, Caller, Tuned, account, during, edited, said
-from programs import until
+from programs import freeze, until
 
 from authz.demo.people import Request, plan
 from authz.demo.stack import Stack, running
@@ -115,7 +115,7 @@ def test_a_receiver_that_hangs(lenient):
     """A receiver that answers nothing, though its connection stands: denied in time and by us; and
     all is well when it goes on."""
     receiver = lenient.parts["receiver"].process
-    receiver.send_signal(signal.SIGSTOP)
+    freeze(receiver.pid)
     try:
         hanging = ask(lenient, 100)
     finally:

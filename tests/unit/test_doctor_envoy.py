@@ -181,6 +181,19 @@ def filters(order):
     return change
 
 
+def before_all(kind):
+    return lambda manager, _: manager["http_filters"].insert(0, of_type(kind))
+
+
+def behind(kind):
+    return lambda manager, _: manager["http_filters"].insert(-1, of_type(kind))
+
+
+def of_type(kind):
+    config = {"@type": f"type.googleapis.com/envoy.extensions.filters.http.{kind}"}
+    return {"name": kind, "typed_config": config}
+
+
 def wrapped(manager, ext_authz):
     inner = copy.deepcopy(ext_authz)
     kind = "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher"
@@ -281,6 +294,15 @@ WRONG = {
     "escaped, default": (without("path_with_escaped_slashes_action"), "warn", "default"),
     "remote address": (on_manager(use_remote_address=False), "warn", "use_remote_address"),
     "request id": (on_manager(preserve_external_request_id=True), "warn", "request_id"),
+    "header of allowing": (
+        put(failure_mode_allow_header_add=True),
+        "warn",
+        "failure_mode_allow_header_add",
+    ),
+    "tokens after": (filters([0, 2, 1, 3, 4, 5]), "warn", "jwt_authn stands after"),
+    "changed after": (filters([1, 2, 3, 4, 0, 5]), "warn", "header_mutation stands after"),
+    "cache before": (before_all("cache.v3.CacheConfig"), "fail", "a cache stands before"),
+    "script after": (behind("lua.v3.Lua"), "warn", "lua stands after"),
     "tcp": (tcp, "warn", "tcp_proxy"),
 }
 
@@ -293,6 +315,22 @@ def test_what_is_wrong_is_found(name):
     assert [finding.level for finding in hits] == [level]
     assert all(finding.why and finding.mend for finding in hits)
     assert hits[0].part.startswith("envoy.yaml: ingress")
+
+
+@pytest.mark.parametrize(
+    ("layer", "level", "words"),
+    [
+        ({"envoy.reloadable_features.http_reject_path_with_fragment": False}, "fail", "is off"),
+        ({"envoy": {"reloadable_features": {"x": True}}}, "warn", "features.x is set to True"),
+    ],
+)
+def test_features_taken_back(layer, level, words):
+    """A static layer of the runtime is read in both its spellings."""
+    bootstrap = yaml.safe_load(SHIPPED)
+    layers = [{"name": "ours", "static_layer": {**layer, "a.b": 1}}]
+    bootstrap["layered_runtime"] = {"layers": layers}
+    [finding] = found(yaml.safe_dump(bootstrap))
+    assert (finding.level, words in finding.seen) == (level, True)
 
 
 def test_only_what_is_wrong_is_found():

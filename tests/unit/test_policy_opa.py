@@ -13,6 +13,7 @@ from random import Random
 import aiohttp
 import pytest
 from certificates import Certificates
+from programs import freeze
 
 from authz.demo.stack import free_port
 from authz.errors import UnavailableError, UsageError
@@ -249,7 +250,7 @@ def test_stuck_opa(server):
 
     async def run():
         async with engine_of(server) as engine:
-            os.kill(server.process.pid, signal.SIGSTOP)
+            freeze(server.process.pid)
             began = time.monotonic()
             assert ask(engine, ("true", 1), ("true", 2), seconds=0.2) == [UnavailableError] * 2
             assert time.monotonic() - began < 5
