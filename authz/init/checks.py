@@ -26,6 +26,7 @@ from authz.policy.examine import examine
 from authz.policy.opa import OpaOptions
 
 _SECONDS = 120
+_FETCH_SECONDS = 15  # without a network, kubeconform tries for long to get schemas
 _DECISION = "envoy/authz/allow"
 _PROGRAMS = re.compile(r"/(?:opt/authz|usr/local)/bin/[\w.]+")
 
@@ -222,7 +223,7 @@ def _manifests(_: Answers, directory: Path) -> str:
     program = _program("kubeconform")
     text = _built(directory)
     command = [program, "-strict", "-ignore-missing-schemas", "-output", "json", "-summary"]
-    done = _run(command, given=text)
+    done = _run(command, given=text, seconds=_FETCH_SECONDS)
     try:
         told = json.loads(done.stdout)
     except ValueError:
@@ -244,16 +245,19 @@ def _program(name: str) -> str:
 
 
 def _run(
-    command: list[str], given: str = "", environment: Mapping[str, str] | None = None
+    command: list[str],
+    given: str = "",
+    environment: Mapping[str, str] | None = None,
+    seconds: float = _SECONDS,
 ) -> "subprocess.CompletedProcess[str]":
     ours = {name: text for name, text in os.environ.items() if not name.startswith("AUTHZ_")}
     try:
         return subprocess.run(
             command, input=given, env=ours | dict(environment or {}), capture_output=True,
-            text=True, errors="replace", timeout=_SECONDS, check=False,
+            text=True, errors="replace", timeout=seconds, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
-        raise _NotHereError(f"{Path(command[0]).name} did not run to its end") from None
+        raise _NotHereError(f"{Path(command[0]).name} did not end within {seconds} s") from None
 
 
 def _last(text: str) -> str:

@@ -181,6 +181,5 @@ def users_step(plan: Plan, answers: Answers, passwords: str) -> None:
     secure = " --secure" if "secure=" in query else ""
     plan.step(
         "The database's users, by its administrator (whose password is CLICKHOUSE_PASSWORD)",
-        f"clickhouse/users.sh {passwords} --host {host} --port {port}{secure}"
-        " --user default",
+        f"clickhouse/users.sh {passwords} --host {host} --port {port}{secure} --user default",
     )

@@ -382,7 +382,7 @@ def test_comments_and_order_stay():
 
 
 def test_the_databases_users():
-    """users.sh gives each user of users.sql the password that was made for it, and makes no other."""
+    """users.sh gives each user of users.sql its own password, and makes no other."""
     directory = deploy_dir() / "clickhouse"
     wanted = set(re.findall(r"BY \{(\w+):String\}", (directory / "sql" / "users.sql").read_text()))
     given = re.findall(r'--param_(\w+) "\$\(hash (\w+)\)"', (directory / "users.sh").read_text())
