@@ -16,8 +16,8 @@ from kustomized import build, pods
 from manifests import kubeconform
 from typer.testing import CliRunner
 
-from authz.cli import app
 from authz.cli import init as command
+from authz.cli import program
 from authz.demo.people import Keys
 from authz.demo.stack import deploy_dir
 from authz.errors import UsageError
@@ -85,7 +85,7 @@ def flags(given: dict[str, str]) -> list[str]:
 
 def invoke(directory: Path | None, given: dict[str, str], *more: str, answers: str | None = None):
     words = ["init", *([str(directory)] if directory else []), *flags(given), *more]
-    return CliRunner().invoke(app, words, input=answers)
+    return CliRunner().invoke(program(), words, input=answers)
 
 
 def written(directory: Path) -> dict[str, tuple[bytes, int]]:
