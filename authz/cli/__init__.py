@@ -22,6 +22,7 @@ _FILES = {
     "export": ("export",),
     "feeds": ("feeds",),
     "findings": ("findings", "break_glass"),
+    "init": ("init",),
     "keys": ("keys",),
     "lookup": ("lookup",),
     "migrate": ("migrate",),
