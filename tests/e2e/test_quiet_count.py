@@ -101,7 +101,7 @@ class Day:
 def day(tmp_path_factory):
     print(f"AUTHZ_TEST_SEED={SEED}")
     directory = tmp_path_factory.mktemp("day")
-    stack = Tuned(directory, bootstrap=BOOTSTRAP, receiver=PATIENT)
+    stack = Tuned(directory, bootstrap=BOOTSTRAP, receiver=PATIENT, timeout_ms=2000)
     with running(stack, lambda _: None):
         day = asyncio.run(live_through(stack, Random(SEED)))
         account(stack)

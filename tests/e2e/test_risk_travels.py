@@ -74,8 +74,16 @@ class Site:
 
     def becomes(self, status, *requests):
         """Wait for it, on every worker."""
-        assert until(lambda: self.statuses(*requests) == [status] * len(requests), 60)
-        assert until(lambda: {asked(port) for port in self.ports} == {status}, 60)
+        wanted = [status] * len(requests)
+        if not until(lambda: self.statuses(*requests) == wanted, 60):
+            assert self.statuses(*requests) == wanted, self.logs()
+        assert until(lambda: {asked(port) for port in self.ports} == {status}, 60), self.logs()
+
+    def logs(self):
+        """The ends of what OPA and ext-authz say."""
+        directory = self.stack.data_dir
+        logs = [directory.parent / "opa.log", self.stack.parts["ext-authz"].log]
+        return "\n".join(log.read_text()[-3000:] for log in logs if log.exists())
 
     def authz(self, *arguments):
         command = [*AUTHZ, *arguments, "--receiver", self.stack.parts["receiver"].address,
