@@ -6,7 +6,8 @@ built=$(mktemp)
 trap 'rm -f "$built"' EXIT
 for directory in ${MANIFESTS:-}; do
   kustomize build "$directory" > "$built"
-  kubeconform -strict -summary ${KUBECONFORM:-} "$built"
+  # Not by the file's name: kubeconform passes over one that does not end in .yaml, and is content.
+  kubeconform -strict -summary ${KUBECONFORM:-} - < "$built"
 done
 for file in ${CONFIG:-}; do
   authz config --config "$file" > /dev/null
