@@ -374,7 +374,7 @@ def test_what_is_shed(world):
 def test_a_decision_is_shared_and_not_changed(world):
     """One decision document that several requests share (as the cache has them) is the same
     afterwards, and each answer is as from a document of its own."""
-    one = world()
+    one = world(timeout_ms=60_000)
     decision = {
         "allowed": True,
         "headers": {"x": ["1", "2"]},
