@@ -3,6 +3,7 @@ overlay. They are built of their Go modules, once, which takes minutes: `make ku
 """
 
 import contextlib
+import json
 import os
 import subprocess
 import time
@@ -81,7 +82,7 @@ def kubectl(programs, tmp_path_factory) -> Iterator[Kubectl]:
 
     with contextlib.ExitStack() as stack:
         for command in servers:
-            log = (directory / "servers.log").open("ab")
+            log = stack.enter_context((directory / "servers.log").open("ab"))
             process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
             stack.callback(process.wait, 30)
             stack.callback(process.terminate)
@@ -135,11 +136,15 @@ def test_it_is_taken(kubectl, overlay):
 def test_it_can_be_applied_again(kubectl, overlay):
     """What the server makes of it is what was meant: applied once more, nothing changes."""
     path = KUBERNETES / "overlays" / overlay
+    versions = []
     for _ in range(2):
         done = kubectl("apply", "-k", path)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
-    assert {line.split()[-1] for line in done.stdout.splitlines()} == {"unchanged"}
+        told = json.loads(kubectl("get", "-k", path, "-o", "json").stdout)["items"]
+        metadata = [each["metadata"] for each in told]
+        versions.append({(one["name"], one["uid"]): one["resourceVersion"] for one in metadata})
+    assert versions[0] == versions[1] != {}
 
 
 @pytest.mark.parametrize(
