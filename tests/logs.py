@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import schema
 from clickhouse_driver import Client
 
 from authz.journal.chain import Chain, check_attachment, check_link, load_identity, split
@@ -9,7 +10,6 @@ from authz.journal.segments import Journal
 from authz.ledger import Signer
 from authz.receiver.sequence import Batch, Log
 from authz.record import Entry, Record, clean
-from authz.store import migrations
 from authz.store.client import connect
 from authz.store.writer import StoreWriter
 from authz.trust import TrustedLog
@@ -42,7 +42,7 @@ class TestLog:
         self.log = Log(self.directory, self.journal, self.signer, self.following)
         if self.store:
             self.client: Client = connect(self.store)
-            migrations.migrate(self.client)
+            schema.make(self.client, self.store)
             self.writer = StoreWriter(self.client, self.signer.name)
 
     def close(self) -> None:

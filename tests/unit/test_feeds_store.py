@@ -6,6 +6,7 @@ import random
 import time
 
 import pytest
+import schema
 
 from authz import config
 from authz.detect import feeds as detect
@@ -19,7 +20,7 @@ from authz.feeds.tables import Names
 from authz.record import details_of
 from authz.record.privacy import PrivacyKey
 from authz.serve.watch import Watch, _take
-from authz.store import feeds, migrations
+from authz.store import feeds
 from authz.store.client import connect
 from tests.detected import access
 
@@ -33,7 +34,7 @@ TIMES = ["", "2026-03-01", "2026-03-02T08:00:00Z", "2026-03-09T08:00+01:00", "99
 @pytest.fixture
 def client(database):
     with connect(database) as client:
-        migrations.migrate(client)
+        schema.make(client, database)
         yield client
 
 

@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import schema
 from deciding import POLICY, decide_with_opa, input_document
 from test_demo_policy import decided
 
@@ -19,7 +20,6 @@ from authz.record import canonical
 from authz.record.resource import Resources
 from authz.record.sealing import SealingKey, load_sealing_key, seal
 from authz.store.client import connect
-from authz.store.migrations import migrate
 from authz.store.rows import insert
 
 pytestmark = pytest.mark.opa
@@ -37,7 +37,7 @@ class Log:
         self.key = load_sealing_key(self.key_file)
         self.documents = {}
         self._client = connect(database)
-        migrate(self._client)
+        schema.make(self._client, database)
 
     def add(self, documents, decisions, *, bodies=True, key=None, **more):
         """Record what was decided on each document; more values go into each record."""
