@@ -8,8 +8,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 from clickhouse_driver import Client
 from programs import CHECKOUT
 from typer.testing import CliRunner
@@ -111,8 +113,14 @@ def _plain(statement: str) -> set[str]:
 
 
 def authz(environment: Mapping[str, str], *line: str | Path) -> tuple[int, str]:
-    """Runs a command here: its exit code, and what it prints."""
-    with warnings.catch_warnings():
+    """Runs a command here: its exit code, and what it prints. How it logs ends with it."""
+    before, configure = structlog.get_config(), structlog.configure
+
+    def uncached(**settings: Any) -> None:
+        configure(**settings | {"cache_logger_on_first_use": False})
+
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structlog, "configure", uncached)
         # A command leaves its connections to the end of its process, which goes on here.
         warnings.simplefilter("ignore", ResourceWarning)
         done = CliRunner().invoke(program(), list(map(str, line)), env=dict(environment))
@@ -121,6 +129,7 @@ def authz(environment: Mapping[str, str], *line: str | Path) -> tuple[int, str]:
             code, told = done.exception.exit_code, str(done.exception)
         del done
         gc.collect()
+    configure(**before)
     return code, told
 
 

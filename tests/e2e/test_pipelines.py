@@ -373,6 +373,7 @@ def test_verify(site: Site, file: Path, tmp_path: Path) -> None:
     name = "verify" if file in GITHUB else "authz-verify"
     kept = tmp_path / "worm"
     kept.mkdir()
+    shutil.rmtree(site.repository / "evidence", ignore_errors=True)  # another job's
     done = site.job(file, name, EVIDENCE=str(kept))
     assert done.returncode == 0, done.stdout + done.stderr
     evidence = site.repository / "evidence"
