@@ -146,6 +146,8 @@ def command(house):
         (ours / "feeds" / f"{name}.csv").write_text(text)
     house.does("feeds", "feeds load", ours / "feeds", "--data-dir", ours / "loader")
     house.does("reader", "feeds show")
+    with connect(house.store) as admin:
+        admin.execute("SYSTEM FLUSH LOGS")  # the log of queries is there from its first rows on
     house.does(
         "watch", "watch", "--once", "--data-dir", ours / "watch", "--receiver", house.receiver
     )
