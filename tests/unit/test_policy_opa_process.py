@@ -24,11 +24,12 @@ def on_path(opa, monkeypatch):
 def children():
     """The command lines of this process's children."""
     ours = f"PPid:\t{os.getpid()}\n"
-    return [
-        (entry / "cmdline").read_bytes()
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and ours in (entry / "status").read_text()
-    ]
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that just ended
+            if ours in (entry / "status").read_text():
+                found.append((entry / "cmdline").read_bytes())
+    return found
 
 
 def test_it_is_ours_alone_and_goes(on_path):
