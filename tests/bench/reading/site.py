@@ -63,7 +63,7 @@ def site(store: str, directory: Path, key: PrivacyKey) -> Iterator[There]:
 def _part(name: str, directory: Path, port: int, environment: dict[str, str], *more: str) -> Part:
     address = f"127.0.0.1:{port}"
     command = [sys.executable, "-m", "authz", "serve", name, "--listen", address, *more]
-    command += ["--data-dir", str(directory / name)]
+    environment = environment | {"AUTHZ_DATA_DIR": str(directory / name)}
     return Part(name, command, directory / f"{name}.log", environment, address)
 
 
