@@ -10,11 +10,12 @@ from pathlib import Path
 import httpx2 as httpx
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.wait import WebDriverWait
 
 from authz.demo.stack import Part
 from authz.record.privacy import PrivacyKey
 
-_PAINT = "return performance.getEntriesByName('first-contentful-paint')[0].startTime"
+_PAINT = "return performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 _POLICY = Path(__file__).parents[3] / "deploy" / "opa" / "console.rego"
 
 
@@ -82,7 +83,8 @@ def first_paints(url: str, times: int) -> list[float]:
         for _ in range(times):
             browser.get("about:blank")
             browser.get(url)
-            found.append(float(browser.execute_script(_PAINT)))
+            painted = WebDriverWait(browser, 30).until(lambda b: b.execute_script(_PAINT))
+            found.append(float(painted))
     finally:
         browser.quit()
     return found
