@@ -284,16 +284,19 @@ def other_keys(client: Client, known: Iterable[str], window: Window) -> set[str]
     """The privacy keys under which patients are in the logs, `_MOST_KEYS` at most, other than those
     that are `known`. All patients of a record are under one, by which records lie together."""
     found: set[str] = set()
-    while len(found) < _MOST_KEYS:
-        values = {f"key{number}": f"{key}." for number, key in enumerate({*known, *found})}
-        told = [f"NOT startsWith(patients[1], %({name})s)" for name in values]
-        condition = " AND ".join(["patients[1] != ''", *told, window.condition])
-        query = f"SELECT patients[1] FROM audit_log WHERE {condition} LIMIT 1"
+    for _ in range(_MOST_KEYS):
+        values = {f"key{number}": key for number, key in enumerate({*known, *found})}
+        told = [
+            f"NOT startsWith(patients[1], concat(%({name})s, '.')) AND patients[1] != %({name})s"
+            for name in values
+        ]
+        # What is no token, or no text, hides none of the keys.
+        mine = ["patients[1] != ''", "isValidUTF8(patients[1])", *told, window.condition]
+        query = f"SELECT patients[1] FROM audit_log WHERE {' AND '.join(mine)} LIMIT 1"
         rows = client.execute(query, {**values, **window.values})
-        key = as_text(rows[0][0]).partition(".")[0] if rows else ""
-        if not rows or key in found:
+        if not rows:
             break
-        found.add(key)
+        found.add(rows[0][0].partition(".")[0])
     return found
 
 

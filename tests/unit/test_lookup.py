@@ -151,6 +151,19 @@ def test_old_keys(log):
     assert one.other_keys == (OLD.id,)
 
 
+def test_what_is_no_token_hides_no_key(log):
+    """Whatever stands where a token should, the keys that others are under are told."""
+    wrong = [
+        decision(number) | {"patients": [text]} for number, text in enumerate(("0", "0.", ".."))
+    ]
+    stored(log, [*wrong, decision(7) | {"patients": [OLD.token("p")]}, decision(8, NOON, ["p"])])
+    log.client.execute(
+        "INSERT INTO audit_log (origin, index, kind, patients)"
+        " SELECT 'other', 0, 'decision', [unhex('00FF')]"
+    )
+    assert OLD.id in look_up(log.client, tokens("p")).other_keys
+
+
 def test_newest_and_how_many_more(log):
     """The newest are shown, in order of time, and how many older ones there are is told."""
     days = list(range(250))
