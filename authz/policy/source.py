@@ -49,9 +49,10 @@ def load(path: Path) -> Policy:
     data: dict[str, Any] = {}
     for name, content in sorted(files.items()):
         try:
-            if name.endswith(".rego") and not name.endswith(("_test.rego", BATCH)):
+            file = name.rpartition("/")[2]
+            if file.endswith(".rego") and not file.endswith("_test.rego") and file != BATCH:
                 modules[name] = content.decode()
-            elif name.rpartition("/")[2] in _DATA:
+            elif file in _DATA:
                 _merge(data, _parse(name, content), name)
         except (ValueError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())

@@ -136,3 +136,14 @@ def test_what_cannot_be_built(policy, tmp_path):
     assert code == 2
     assert "nobody" in error
     assert not out.exists()
+
+
+def test_only_the_added_file_is_passed_over(tmp_path):
+    """A module of the policy's own whose name ends alike is part of it: what it denies is denied."""
+    for name in ("allow.rego", "no_authz_batch.rego", "deep/no_authz_batch.rego"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("package envoy.authz\n")
+    (tmp_path / "authz_batch.rego").write_text("package authz_batch\n")
+    assert set(source.load(tmp_path).modules) == {
+        "allow.rego", "no_authz_batch.rego", "deep/no_authz_batch.rego"
+    }  # fmt: skip
