@@ -139,7 +139,7 @@ def test_what_cannot_be_built(policy, tmp_path):
 
 
 def test_only_the_added_file_is_passed_over(tmp_path):
-    """A module of the policy's own whose name ends alike is part of it: what it denies is denied."""
+    """A module of the policy's own whose name ends alike is part of it, with what it denies."""
     for name in ("allow.rego", "no_authz_batch.rego", "deep/no_authz_batch.rego"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("package envoy.authz\n")
