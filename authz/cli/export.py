@@ -108,7 +108,7 @@ def export(
             raise UsageError(f"--output {output}: want a directory that is new or empty")
         with connect(url) as client:
             migrations.check(client)
-            origins = [origin for origin, _, _ in checkpoints.newest(client)]
+            origins = [one.origin for one in checkpoints.newest(client)]
             asked = {
                 "format": form, "logs": origins, "since": window.since_us or 0,
                 "until": window.until_us or 0, "person": person, "kinds": list(wanted.kinds),

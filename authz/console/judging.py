@@ -127,7 +127,8 @@ class Judging:
         await visit.look("policy", role=visit.given("role"))
         role = visit.given("role")
         changes, roles = await asyncio.gather(
-            self._store.ask(pages.policy_changes, 100), self._store.ask(pages.roles_in_use)
+            self._store.ask(pages.policy_changes, visit.now_us, 100),
+            self._store.ask(pages.roles_in_use),
         )
         people = await self._store.ask(pages.people_in, role, 500) if role else []
         names = await visit.names([subject for subject, *_ in people])

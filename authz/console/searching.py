@@ -23,7 +23,7 @@ from authz.store.pages import Filters, Place, Row
 
 _MINUTE_US = 60 * 1_000_000
 _DAY_US = 24 * 60 * _MINUTE_US
-_LONGEST_US = 32 * _DAY_US
+_LONG_US = 90 * _DAY_US  # of what lies together, to which a part costs more than what is in it
 _LIMIT = 200
 _TIMES = ("since", "until")
 _MOST_TOKENS = 512  # characters
@@ -131,7 +131,8 @@ async def walk(store: Pool, search: Search, limit: int, now_us: int) -> AsyncIte
     window, after = search.window, search.after
     if after:
         window = replace(window, until_us=after.sealed_at + 1)
-    for part in parts(window, now_us):
+    shortest = _LONG_US if search.filters.names_somebody else _MINUTE_US
+    for part in parts(window, now_us, shortest):
         found = await store.ask(pages.search, search.filters, part, limit, after)
         yield found
         limit -= len(found)
@@ -139,17 +140,17 @@ async def walk(store: Pool, search: Search, limit: int, now_us: int) -> AsyncIte
             return
 
 
-def parts(window: Window, now_us: int) -> Iterator[Window]:
-    """`window`, which has a beginning, in parts, the newest first: a minute, and then each four
-    times as long, a month at most. So what is read beyond what is wanted is bounded."""
-    first, end, length = window.since_us or 0, window.until_us, _MINUTE_US
+def parts(window: Window, now_us: int, shortest_us: int = _MINUTE_US) -> Iterator[Window]:
+    """`window`, which has a beginning, in parts, the newest first, each four times as long as the
+    one before: what is read beyond what is wanted is three times as much, at most."""
+    first, end, length = window.since_us or 0, window.until_us, shortest_us
     begin = now_us if end is None else end
     while True:
         begin = max(begin - length, first)
         yield Window(begin, end)
         if begin <= first:
             return
-        end, length = begin, min(4 * length, _LONGEST_US)
+        end, length = begin, 4 * length
 
 
 def tokens_of(given: str) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def completeness(
 ) -> Completeness:  # fmt: skip
     """Errors are `authz.store.client.QUERY_ERRORS`."""
     answers = lookups.unresolved(client, window)
-    logs = [Log(origin, size, _root(note)) for origin, size, note in checkpoints.newest(client)]
+    logs = [Log(one.origin, one.size, _root(one.note)) for one in checkpoints.newest(client)]
     return Completeness(
         made_at, tuple(logs), reports.gaps(client, window), answers.disclosures,
         answers.unresolved, tuple(sorted(filter(None, set(policies)))), tuple(sorted(other_keys)),

@@ -110,12 +110,13 @@ def look_up(
     """
     numbers = {token: number for number, own in enumerate(patients, 1) for token in own}
     tokens = list(numbers)
-    counted, found = lookups.newest(client, tokens, window, limit)
-    requests = fold(lookups.records(client, tokens, found, window), numbers)
+    concerned = lookups.newest(client, tokens, window, limit)
+    requests = fold(lookups.records(client, tokens, concerned, window), numbers)
     asked = [Asked(one.subject, one.time, one.patients) for one in requests]
     feeds, explained = explanations(client, numbers, asked)
     requests = [replace(one, explained=why) for one, why in zip(requests, explained, strict=True)]
-    if len(found) < limit:
+    counted = concerned.totals
+    if len(concerned.requests) < limit:
         counted = _count(requests)  # whose subject only their decision may know
     keys = {token.partition(".")[0] for token in tokens}
     answers = lookups.unresolved(client, window)

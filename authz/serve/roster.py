@@ -23,7 +23,8 @@ async def tell(store: str, committer: Committer[list[Entry]]) -> None:
     told, next_time = Roster(), 0.0
     while True:
         try:
-            found = Roster.of(await asyncio.to_thread(checkpoints.newest, client))
+            newest = await asyncio.to_thread(checkpoints.newest, client)
+            found = Roster.of((one.origin, one.size, one.note) for one in newest)
             if found.differs(told) or time.monotonic() > next_time:
                 records = found.records(time.time_ns() // 1000)
                 if records:

@@ -1,16 +1,18 @@
 """Checkpoints: of all logs, for the roster; of one's own, before anything is added; cosigned."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from clickhouse_driver import Client
 
 from authz.ledger import Checkpoint, NoteError, Verifier, open_note
 from authz.record import text
 
-_ORIGINS = "SELECT DISTINCT origin FROM checkpoints ORDER BY origin"
+# Names in hexadecimal digits: one that is no text, which nothing of ours wrote, is a name too.
+_ORIGIN = "SELECT origin FROM checkpoints WHERE origin > unhex(%(hex)s) ORDER BY origin LIMIT 1"
 _NEWEST = (
-    "SELECT size, note FROM checkpoints WHERE origin = %(origin)s"
-    " ORDER BY origin DESC, size DESC LIMIT 1"
+    "SELECT size, note, toUnixTimestamp64Micro(written_at) FROM checkpoints"
+    " WHERE origin = unhex(%(hex)s) ORDER BY origin DESC, size DESC LIMIT 1"
 )
 _FROM = "SELECT note FROM checkpoints WHERE origin = %(origin)s AND size >= %(size)s"
 _ROWS = (
@@ -20,12 +22,25 @@ _ROWS = (
 _NOTE_CAP = 65_536
 
 
-def newest(client: Client) -> list[tuple[str, int, str]]:
-    """Of each log its newest checkpoint: origin, size and note, as the rows have them."""
+class Newest(NamedTuple):
+    """A log's newest checkpoint. `written_at` is microseconds since the epoch, UTC."""
+
+    origin: str
+    size: int
+    note: str
+    written_at: int
+
+
+def newest(client: Client) -> list[Newest]:
+    """Of each log, as the rows have it. One is found by a step in the table's order: there are few
+    logs, and a checkpoint of each second for years."""
     found = []
-    for (origin,) in client.execute(_ORIGINS):
-        for size, note in client.execute(_NEWEST, {"origin": origin}):
-            found.append((text(origin, 1024), size, text(note, _NOTE_CAP)))
+    name = ""
+    while rows := client.execute(_ORIGIN, {"hex": name}):
+        [(origin,)] = rows
+        name = (origin if isinstance(origin, bytes) else origin.encode()).hex()
+        for size, note, at in client.execute(_NEWEST, {"hex": name}):
+            found.append(Newest(text(origin, 1024), size, text(note, _NOTE_CAP), at))
     return found
 
 

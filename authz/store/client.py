@@ -10,6 +10,8 @@ from clickhouse_driver.errors import ServerException
 from authz.errors import AuthzError, UnavailableError, UsageError
 
 __all__ = [
+    "BY_PATIENT",
+    "BY_PERSON",
     "LOG_COMMENT",
     "QUERY_ERRORS",
     "Client",
@@ -24,11 +26,28 @@ LOG_COMMENT = "authz"
 # What a query raises: the driver's own errors, and bare ones from a broken socket.
 QUERY_ERRORS = (ClickHouseError, EOFError, OSError)
 
+# How the server plans. Of a log of years an index leaves nearly nothing to read, and then what is
+# done for each part is what costs: its statistics, a filter by the best rows so far, an index read
+# again with the rows. The log's copies in another order are for questions that name a person or a
+# patient (`BY_PERSON`, `BY_PATIENT`); the server would also take them where they cost more.
+_PLANS = {
+    "use_statistics": 0,
+    "use_top_k_dynamic_filtering": 0,
+    "use_skip_indexes_on_data_read": 0,
+    "optimize_use_projections": 0,
+}
+BY_PERSON = {"optimize_use_projections": 1, "preferred_optimize_projection_name": "by_person",
+             "use_skip_indexes": 0}  # fmt: skip
+"""Settings of a question about one person: their records lie together in a copy of the log."""
+BY_PATIENT = BY_PERSON | {"preferred_optimize_projection_name": "by_patient"}
+"""Of one about records by their first patient."""
+
 # An answer means that it is done. In a cluster: done on the row's own shard, by most of the servers
 # there; whatever server is asked, a shard's first one is written and read, while it is up and has
 # all, so that who reads sees what was written. Whether a row is there already is ours to know:
 # ClickHouse would also take one for there that was lost.
 _SETTINGS = {
+    **_PLANS,
     "async_insert": 0,
     "distributed_foreground_insert": 1,
     "insert_quorum": "auto",

@@ -89,7 +89,7 @@ def glass(client: Client, window: Window = EVER) -> list[Record]:
 def ends(client: Client) -> dict[str, int]:
     """Of each log the number of records that are stored for certain: a checkpoint comes after its
     rows."""
-    return {origin: size for origin, size, _ in checkpoints.newest(client)}
+    return {one.origin: one.size for one in checkpoints.newest(client)}
 
 
 def after(client: Client, told: Mapping[str, int], limit: int) -> list[Record]:

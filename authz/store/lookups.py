@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from clickhouse_driver import Client
 
 from authz.record import text
+from authz.store.client import BY_PATIENT, BY_PERSON
 
 _COLUMNS = (
     "origin", "index", "kind", "time", "subject", "roles", "tenant", "purpose", "reason",
@@ -35,6 +36,7 @@ _ASKED_AT_ONCE = 10_000
 _MONTH_US = 31 * 86_400 * 1_000_000
 _APART_US = 600 * 1_000_000  # a request's records are sealed within this, nearly always
 _MOST_KEYS = 20
+_MOST_AT_ONCE = 20_000  # records of a patient, twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,61 +109,113 @@ Row = dict[str, Any]
 """What a look-up needs of a record; `tokens` are those of its patients that were asked for."""
 
 
-def concerning(columns: str, condition: str, tokens: str = "tokens") -> str:
-    """`columns` of the records that meet `condition` and have a patient with one of the tokens in
-    the value of that name: a subquery. Those whose first patient it is lie together; of the few
-    others the index tells the rows."""
-    first, select = f"%({tokens})s", f"SELECT {columns} FROM audit_log WHERE {condition} AND"
-    return (
-        f"({select} patients[1] IN {first} UNION ALL {select}"
-        f" hasAny(arraySlice(patients, 2), {first}) AND NOT has({first}, patients[1]))"
+@dataclass(frozen=True, slots=True)
+class Concerned:
+    """What concerns a patient: the counts are of all, `requests` are the newest, newest first."""
+
+    totals: Totals
+    requests: list[Found]
+    records: list[Row] | None = None
+    """All that name the patient, unless these are very many."""
+
+
+def concerning(
+    client: Client, columns: str, condition: str, values: Mapping[str, Any], tail: str = ""
+) -> list[tuple[Any, ...]]:
+    """`columns` of the records that meet `condition` and have one of the patients `%(tokens)s`.
+    `tail` is an order or a limit, of each half. Those whose first patient it is lie together; of
+    the few others an index tells the rows."""
+    select = f"SELECT {columns} FROM audit_log WHERE {condition} AND"
+    first = f"{select} patients[1] IN %(tokens)s {tail}"
+    others = (
+        f"{select} hasAny(arraySlice(patients, 2), %(tokens)s)"
+        f" AND NOT has(%(tokens)s, patients[1]) {tail}"
     )
+    return [
+        *client.execute(first, values, settings=BY_PATIENT),
+        *client.execute(others, values),
+    ]
 
 
-def newest(
-    client: Client, tokens: Sequence[str], window: Window, limit: int
-) -> tuple[Totals, list[Found]]:
+def newest(client: Client, tokens: Sequence[str], window: Window, limit: int) -> Concerned:
     """The requests that concern a patient with one of `tokens`, newest first, `limit` at most; the
     counts are over all of them."""
     columns = (
-        "origin, index, decision_id, time, sealed_at, subject, kind, allowed, enforced, upstream,"
-        " arrayIntersect(patients, %(tokens)s) AS own"
+        f"{_SELECTED}, arrayIntersect(patients, %(tokens)s), toUnixTimestamp64Micro(sealed_at)"
     )
+    values = {"tokens": list(tokens), **window.values}
+    condition = f"{KINDS} AND {window.condition}"
+    rows = concerning(client, columns, condition, values, f"LIMIT {_MOST_AT_ONCE}")
+    if len(rows) >= _MOST_AT_ONCE:
+        return _newest_of_many(client, tokens, window, limit)
+    records = [dict(zip((*_COLUMNS, "tokens", "sealed_at"), map(as_text, row), strict=True))
+               for row in rows]  # fmt: skip
+    requests: dict[str, list[Row]] = {}
+    for one in records:
+        place = f"{one['origin']}/{one['index']}"
+        requests.setdefault(one["decision_id"] or place, []).append(one)
+    by_time = sorted(
+        ((min(one["time"] for one in own), request) for request, own in requests.items()),
+        reverse=True,
+    )
+    subjects = {one["subject"] for one in records} - {""}
+    refused = sum(any(map(_is_refused, own)) for own in requests.values())
+    first_us = by_time[-1][0] if by_time else 0
+    found = [_found(requests[request]) for _, request in by_time[:limit]]
+    return Concerned(Totals(len(requests), len(subjects), refused, first_us), found, records)
+
+
+def _is_refused(one: Row) -> bool:
+    """`DENIED`."""
+    decided = one["enforced"] or not (one["decision_id"] or one["upstream"])
+    return bool(one["kind"] != "disclosure" and not one["allowed"] and decided)
+
+
+def _found(own: Sequence[Row]) -> Found:
+    named = tuple((one["origin"], one["index"], tuple(one["tokens"])) for one in own)
+    sealed = [one["sealed_at"] for one in own]
+    return Found(own[0]["decision_id"], named, min(sealed), max(sealed))
+
+
+def _newest_of_many(client: Client, tokens: Sequence[str], window: Window, limit: int) -> Concerned:
+    """`newest`, of a patient of whom there is too much to take it all in."""
     query = (
         "SELECT id, named, toUnixTimestamp64Micro(first), toUnixTimestamp64Micro(last),"
         " count() OVER (), length(groupUniqArrayArray(subjects) OVER ()), countIf(refused) OVER (),"
         " toUnixTimestamp64Micro(min(at) OVER ()) FROM ("
         f"SELECT {REQUEST} AS request, any(decision_id) AS id, min(time) AS at,"
-        " groupArray((origin, index, own)) AS named,"
+        " groupArray((origin, index, arrayIntersect(patients, %(tokens)s))) AS named,"
         " min(sealed_at) AS first, max(sealed_at) AS last,"
         f" groupUniqArrayIf(subject, subject != '') AS subjects, countIf({DENIED}) > 0 AS refused"
-        f" FROM {concerning(columns, f'{KINDS} AND {window.condition}')} GROUP BY request"
+        f" FROM audit_log WHERE {_NAMED} AND {KINDS} AND {window.condition} GROUP BY request"
         ") ORDER BY at DESC, request DESC LIMIT %(limit)s"
     )
     values = {"tokens": list(tokens), "limit": limit, **window.values}
     rows = client.execute(query, values)
-    totals = Totals(*rows[0][4:]) if rows else Totals(0, 0, 0, 0)
-    return totals, [
+    found = [
         # An id that is no text (bytes) is none of ours, and nothing else has it.
         Found(one if isinstance(one, str) else "", tuple(as_text(named)), first_us, last_us)
         for one, named, first_us, last_us, *_ in rows
     ]
+    return Concerned(Totals(*rows[0][4:]) if rows else Totals(0, 0, 0, 0), found)
 
 
 def records(
-    client: Client, tokens: Sequence[str], requests: Sequence[Found], window: Window
+    client: Client, tokens: Sequence[str], concerned: Concerned, window: Window
 ) -> Iterator[Row]:
-    """The decisions and accesses of `requests`, and those of their disclosures that name a patient.
+    """The decisions and accesses of the requests, and those of their disclosures that name a
+    patient.
 
     Patients are the widest column by far, and are not read again where that tells nothing new: it
     does of a request that is only in part in `window`.
     """
+    requests = concerned.requests
     known = {(origin, index): own for found in requests for origin, index, own in found.named}
     reading = _Reading(client, tokens, known, anew=window != EVER)
     halves: dict[str, set[str]] = {}
     seen = set()
 
-    def told(rows: Iterator[Row]) -> Iterator[Row]:
+    def told(rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
             halves.setdefault(row["decision_id"], set()).add(row["kind"])
             place = (row["origin"], row["index"])
@@ -172,7 +226,8 @@ def records(
     def is_whole(found: Found) -> bool:
         return {"decision", "access"} <= halves.get(found.decision_id, set())
 
-    yield from told(reading.named(requests))
+    named = concerned.records
+    yield from told(_at(known, reading.named(requests) if named is None else named))
     decided = [found for found in requests if found.decision_id]
     # Of the others a half has no patient, or an end of the window is between its records.
     apart = [found for found in decided if window.cuts(found) or not is_whole(found)]
@@ -227,15 +282,14 @@ class _Reading:
         return self._read("decision_id IN (SELECT id FROM ids)", [ids])
 
     def named(self, requests: Sequence[Found]) -> Iterator[Row]:
-        """Those that are known."""
+        """Those that name a patient, of these and of the requests about then."""
         if not requests:
-            return
+            return iter(())
         lasted = Window(
             min(one.first_us for one in requests), max(one.last_us for one in requests) + 1
         )
-        source = concerning(", ".join(_COLUMNS), f"{KINDS} AND {lasted.condition}")
-        found = self._rows(f"SELECT {_SELECTED}, [] FROM {source}", lasted.values)
-        yield from _at(self._known, found)
+        condition = f"{KINDS} AND {_NAMED} AND {lasted.condition}"
+        return self._rows(f"SELECT {_SELECTED}, [] FROM audit_log WHERE {condition}", lasted.values)
 
     def _read(self, condition: str, tables: Sequence[Any]) -> Iterator[Row]:
         tokens, telling_one = "[]", "(origin, index) IN (SELECT origin, index FROM telling)"
@@ -263,14 +317,18 @@ def unresolved(client: Client, window: Window) -> Answers:
     """How far it is known whose data answers held. Answers that were to be shown and were not have
     no record of their own: the log tells them as gaps."""
     query = (
-        "SELECT sumIf(told, event = 'gap') - sumIf(told, event = 'gap_closed'),"
-        f" uniqExactIf({REQUEST}, kind = 'disclosure') FROM (SELECT DISTINCT origin, index, kind,"
-        " event, decision_id, toInt64(JSONExtractUInt(details, 'count')) AS told FROM audit_log"
-        " WHERE ((kind = 'notice' AND rule = 'no_disclosure' AND writer_seq = 0"
-        "   AND event IN ('gap', 'gap_closed'))"
-        f"  OR (kind = 'disclosure' AND NOT complete)) AND {window.condition})"
+        "SELECT sumIf(told, event = 'gap') - sumIf(told, event = 'gap_closed') FROM"
+        " (SELECT DISTINCT origin, index, event,"
+        "  toInt64(JSONExtractUInt(details, 'count')) AS told FROM audit_log"
+        "  WHERE kind = 'notice' AND rule = 'no_disclosure' AND writer_seq = 0"
+        f"  AND event IN ('gap', 'gap_closed') AND {window.condition})"
     )
-    [(gaps, found)] = client.execute(query, window.values)
+    [(gaps,)] = client.execute(query, window.values)
+    query = (
+        f"SELECT uniqExact({REQUEST}) FROM audit_log"
+        f" WHERE kind = 'disclosure' AND NOT complete AND {window.condition}"
+    )
+    [(found,)] = client.execute(query, window.values)
     until = window.until_us or time.time_ns() // 1000
     lately = Window(max(until - _MONTH_US, window.since_us or 0), window.until_us)
     some = "SELECT 1 FROM audit_log WHERE kind = 'disclosure' AND {} LIMIT 1"
@@ -293,7 +351,7 @@ def other_keys(client: Client, known: Iterable[str], window: Window) -> set[str]
         # What is no token, or no text, hides none of the keys.
         mine = ["patients[1] != ''", "isValidUTF8(patients[1])", *told, window.condition]
         query = f"SELECT patients[1] FROM audit_log WHERE {' AND '.join(mine)} LIMIT 1"
-        rows = client.execute(query, {**values, **window.values})
+        rows = client.execute(query, {**values, **window.values}, settings=BY_PATIENT)
         if not rows:
             break
         found.add(rows[0][0].partition(".")[0])
@@ -315,7 +373,8 @@ def of_person(
         f" WHERE {KINDS} AND subject = %(subject)s AND {window.condition} GROUP BY request"
         ") ORDER BY at DESC, request DESC LIMIT %(limit)s"
     )
-    rows = client.execute(query, {"subject": subject, "limit": limit, **window.values})
+    values = {"subject": subject, "limit": limit, **window.values}
+    rows = client.execute(query, values, settings=BY_PERSON)
     if not rows:
         return Totals(0, 0, 0, 0), iter(())
     lasted = Window(min(row[1] for row in rows), max(row[2] for row in rows) + 1)
@@ -330,7 +389,7 @@ def _whole(
         f"SELECT {_SELECTED}, patients FROM audit_log WHERE {KINDS} AND subject = %(subject)s"
         f" AND {lasted.condition}"
     )
-    rows = client.execute(query, {"subject": subject, **lasted.values})
+    rows = client.execute(query, {"subject": subject, **lasted.values}, settings=BY_PERSON)
     yield from _at(
         places, (dict(zip((*_COLUMNS, "tokens"), map(as_text, row), strict=True)) for row in rows)
     )

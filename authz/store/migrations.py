@@ -319,6 +319,7 @@ _ASKED_FOR = (
     " break_glass, decision_id, allowed, enforced, policy_revision, method, path, resource_type,"
     " action, source_ip, country, status, upstream, complete, patients"
 )
+_FEW_AT_ONCE = "index_granularity = 256"  # of each month's records, those of one are some dozens
 _FOR_YEARS = (
     (
         "MODIFY SETTING min_age_to_force_merge_seconds = 86400,"
@@ -335,14 +336,19 @@ _FOR_YEARS = (
         "ADD INDEX IF NOT EXISTS by_what (kind, event, rule, complete, allowed, break_glass)"
         " TYPE set(256) GRANULARITY 8"
     ),
-    f"ADD PROJECTION IF NOT EXISTS by_person (SELECT {_ASKED_FOR} ORDER BY subject, sealed_at)",
+    "ADD INDEX IF NOT EXISTS by_resource resource_id TYPE bloom_filter(0.01) GRANULARITY 1",
+    (
+        f"ADD PROJECTION IF NOT EXISTS by_person (SELECT {_ASKED_FOR} ORDER BY subject, sealed_at)"
+        f" WITH SETTINGS ({_FEW_AT_ONCE})"
+    ),
     (
         f"ADD PROJECTION IF NOT EXISTS by_patient (SELECT {_ASKED_FOR}"
-        " ORDER BY patients[1], sealed_at)"
+        f" ORDER BY patients[1], sealed_at) WITH SETTINGS ({_FEW_AT_ONCE})"
     ),
     "MATERIALIZE INDEX patient_rows",
     "MATERIALIZE INDEX other_patient_rows",
     "MATERIALIZE INDEX by_what",
+    "MATERIALIZE INDEX by_resource",
     "MATERIALIZE PROJECTION by_patient",
     "MATERIALIZE PROJECTION by_person",
 )

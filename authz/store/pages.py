@@ -4,14 +4,16 @@ Times are microseconds since the epoch, UTC. Errors are `authz.store.client.QUER
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from clickhouse_driver import Client
 
 from authz.record import Record, details_of
-from authz.store import reports, rows
-from authz.store.lookups import Window, as_text, concerning
+from authz.store import checkpoints, reports, rows
+from authz.store.client import BY_PERSON
+from authz.store.lookups import EVER, Window, as_text, concerning
 
 _HOUR_US = 3_600 * 1_000_000
 _DAY_US = 24 * _HOUR_US
@@ -25,7 +27,6 @@ _SELECTED = ", ".join(
     f"toUnixTimestamp64Micro({name})" if name in ("time", "sealed_at") else f"`{name}`"
     for name in _LISTED
 )
-_ORIGINS = "SELECT DISTINCT origin FROM checkpoints ORDER BY origin"
 
 Row = dict[str, Any]
 
@@ -57,6 +58,11 @@ class Filters:
     @property
     def values(self) -> dict[str, Any]:
         return asdict(self) | {"patients": list(self.patients)}
+
+    @property
+    def names_somebody(self) -> bool:
+        """A person or a patient, whose records lie together."""
+        return bool(self.subject or self.patients)
 
 
 ANY = Filters()
@@ -111,17 +117,17 @@ def search(
     others = replace(filters, patients=()).condition
     conditions = (_REQUESTS, window.condition, others, after.condition if after else "")
     condition = " AND ".join(filter(None, conditions))
-    source = f"audit_log WHERE {condition}"
-    if filters.patients:
-        source = concerning(", ".join(_LISTED), condition, "patients")
-    query = (
-        f"SELECT {_SELECTED} FROM {source}"
-        " ORDER BY sealed_at DESC, origin, index DESC LIMIT %(limit)s"
-    )
+    order = "ORDER BY sealed_at DESC, origin, index DESC LIMIT %(limit)s"
     values = {**filters.values, **window.values, **(after.values if after else {}), "limit": limit}
-    return [
-        dict(zip(_LISTED, map(as_text, row), strict=True)) for row in client.execute(query, values)
-    ]
+    if filters.patients:
+        values["tokens"] = values["patients"]
+        rows = concerning(client, _SELECTED, condition, values, order)
+    else:
+        query = f"SELECT {_SELECTED} FROM audit_log WHERE {condition} {order}"
+        rows = client.execute(query, values, settings=BY_PERSON if filters.subject else None)
+    found = [dict(zip(_LISTED, map(as_text, row), strict=True)) for row in rows]
+    found.sort(key=lambda one: (-one["sealed_at"], one["origin"], -one["index"]))
+    return found[:limit]
 
 
 def request(client: Client, origin: str, index: int) -> list[Record]:
@@ -156,7 +162,7 @@ class Overview:
     decided: int
     """Decisions of the intervals that are over, and those of them that have their access."""
     logs: list[tuple[str, int, int]]
-    """Each log, its records, and when its newest checkpoint was written."""
+    """Each log, the records that its newest checkpoint has, and when this was written."""
     since: int
     """When the first record that is there was sealed."""
     unexplained: tuple[str, int, int] | None
@@ -188,11 +194,13 @@ def overview(client: Client, now_us: int, hours: int = 24) -> Overview:
     quantiles = [0.0 if math.isnan(one) else float(one) for one in latency[0]]  # of no rows
     matched, decided = _accounts(client, window)
     gaps = sum(reports.gaps(client, window).values())
+    logs = checkpoints.newest(client)
     return Overview(
         [(int(at), int(yes), int(no)) for at, yes, no in counted],
         [(as_text(code), as_text(reason), number) for code, reason, number in reasons],
         (quantiles[0], quantiles[1], quantiles[2]),
-        gaps, matched, decided, _logs(client), _first(client), _unexplained(client),
+        gaps, matched, decided, [(one.origin, one.size, one.written_at) for one in logs],
+        _first(client, [one.origin for one in logs]), _unexplained(client, now_us),
     )  # fmt: skip
 
 
@@ -212,32 +220,24 @@ def _accounts(client: Client, window: Window) -> tuple[int, int]:
     )
 
 
-def _logs(client: Client) -> list[tuple[str, int, int]]:
-    found = client.execute(
-        "SELECT origin, max(size), toUnixTimestamp64Micro(max(written_at)) FROM checkpoints"
-        " GROUP BY origin ORDER BY origin"
-    )
-    return [(as_text(origin), size, at) for origin, size, at in found]
-
-
-def _first(client: Client) -> int:
+def _first(client: Client, origins: Sequence[str]) -> int:
     """When the first record that is there was sealed; 0 if none is. Each log's is found by its
     order."""
     query = (
         "SELECT toUnixTimestamp64Micro(sealed_at) FROM audit_log WHERE origin = %(origin)s"
         " ORDER BY origin, index LIMIT 1"
     )
-    firsts = [
-        int(at)
-        for (origin,) in client.execute(_ORIGINS)
-        for (at,) in client.execute(query, {"origin": origin})
-    ]
+    firsts = [int(at) for origin in origins for (at,) in client.execute(query, {"origin": origin})]
     return min(firsts, default=0)
 
 
-def _unexplained(client: Client) -> tuple[str, int, int] | None:
+def _unexplained(client: Client, now_us: int) -> tuple[str, int, int] | None:
+    """As it was last told: each day it is, where `authz watch` runs."""
+    window = Window(now_us - 30 * _DAY_US)
     found = client.execute(
-        "SELECT details FROM notices WHERE event = 'watch_day' ORDER BY sealed_at DESC LIMIT 1"
+        f"SELECT details FROM notices WHERE event = 'watch_day' AND {window.condition}"
+        " ORDER BY sealed_at DESC LIMIT 1",
+        window.values,
     )
     for (details,) in found:
         told = details_of({"details": details})
@@ -312,6 +312,7 @@ def patients_of(client: Client, subject: str, window: Window, limit: int) -> lis
         " AND kind IN ('decision', 'access', 'disclosure')"
         " GROUP BY patient ORDER BY number DESC, patient LIMIT %(limit)s",
         {"subject": subject, "limit": limit, **window.values},
+        settings=BY_PERSON,
     )
     return [(as_text(patient), number) for patient, number in found]
 
@@ -337,11 +338,16 @@ def people_in(client: Client, role: str, limit: int, days: int = 60) -> list[tup
     return [(as_text(subject), requests, day) for subject, requests, day in found]
 
 
-def policy_changes(client: Client, limit: int) -> list[tuple[int, str, str]]:
+def policy_changes(client: Client, now_us: int, limit: int) -> list[tuple[int, str, str]]:
     """When which revision came into force, and at whose: the newest first."""
-    found = client.execute(
-        "SELECT toUnixTimestamp64Micro(time), policy_revision, writer FROM notices"
-        " WHERE event = 'policy_loaded' ORDER BY sealed_at DESC LIMIT %(limit)s",
-        {"limit": limit},
-    )
+    found: list[tuple[int, str, str]] = []
+    for window in (Window(now_us - 180 * _DAY_US), EVER):
+        found = client.execute(
+            "SELECT toUnixTimestamp64Micro(time), policy_revision, writer FROM notices"
+            f" WHERE event = 'policy_loaded' AND {window.condition}"
+            " ORDER BY sealed_at DESC LIMIT %(limit)s",
+            {"limit": limit, **window.values},
+        )
+        if len(found) == limit:
+            break
     return [(at, as_text(revision), as_text(writer)) for at, revision, writer in found]

@@ -11,6 +11,7 @@ from clickhouse_driver import Client
 
 from authz.record import Record
 from authz.store import rows
+from authz.store.client import BY_PERSON
 from authz.store.lookups import DENIED, KINDS, REQUEST, Window, as_text
 
 # A person's requests. All records of one have its subject; whom it named is known from its decision
@@ -120,8 +121,8 @@ def affected(client: Client, subject: str, window: Window) -> tuple[Attempts, li
         denied=DENIED, kinds=KINDS, window=window.condition, request=REQUEST
     )
     values = {"subject": subject, **window.values}
-    [counted] = client.execute(_ATTEMPTS.format(requests=requests), values)
-    found = client.execute(_AFFECTED.format(requests=requests), values)
+    [counted] = client.execute(_ATTEMPTS.format(requests=requests), values, settings=BY_PERSON)
+    found = client.execute(_AFFECTED.format(requests=requests), values, settings=BY_PERSON)
     return Attempts(*counted), [
         Affected(as_text(token), *row[:-2], *(tuple(map(as_text, names)) for names in row[-2:]))
         for token, *row in found

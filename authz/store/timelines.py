@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from clickhouse_driver import Client
 
+from authz.store.client import BY_PERSON
 from authz.store.lookups import KINDS, REQUEST, Window, as_text, concerning
 
 _MINUTE_US = 60 * 1_000_000
@@ -49,26 +50,34 @@ def _between(now_us: int, last: int) -> Window:
 
 def of_person(client: Client, subject: str, tokens: Sequence[str], window: Window) -> list[Seen]:
     """When a person's requests concerned which of the patients with `tokens`."""
-    return _seen(
-        client, "arrayJoin(arrayIntersect(patients, %(tokens)s))",
-        f"audit_log WHERE {KINDS} AND subject = %(subject)s AND hasAny(patients, %(tokens)s)"
-        f" AND {window.condition}",
-        {"subject": subject, "tokens": list(tokens), **window.values},
-    ) if tokens else []  # fmt: skip
+    if not tokens:
+        return []
+    query = (
+        f"SELECT {_DAY}, arrayJoin(arrayIntersect(patients, %(tokens)s)) AS whom, {_REQUEST}"
+        f" FROM audit_log WHERE {KINDS} AND subject = %(subject)s AND hasAny(patients, %(tokens)s)"
+        f" AND {window.condition} GROUP BY day, whom"
+    )
+    values = {"subject": subject, "tokens": list(tokens), **window.values}
+    return _seen(client.execute(query, values, settings=BY_PERSON))
 
 
 def of_patient(client: Client, tokens: Sequence[str], window: Window) -> list[Seen]:
     """When whose requests concerned a patient with one of `tokens`."""
-    columns = "origin, index, kind, sealed_at, subject, decision_id"
-    source = concerning(columns, f"{KINDS} AND {window.condition}")
-    return _seen(client, "subject", source, {"tokens": list(tokens), **window.values})
+    columns = f"{_DAY}, subject AS whom, {_REQUEST}"
+    values = {"tokens": list(tokens), **window.values}
+    condition = f"{KINDS} AND {window.condition}"
+    return _seen(concerning(client, columns, condition, values, "GROUP BY day, whom"))
 
 
-def _seen(client: Client, whom: str, source: str, values: dict[str, Any]) -> list[Seen]:
-    """The newest days first."""
-    query = (
-        f"SELECT toDate(sealed_at, 'UTC') AS day, {whom} AS whom, uniqExact({REQUEST}) AS number"
-        f" FROM {source}"
-        " GROUP BY day, whom ORDER BY day DESC, whom LIMIT %(limit)s"
-    )
-    return [Seen(*map(as_text, row)) for row in client.execute(query, {**values, "limit": _MOST})]
+_DAY = "toDate(sealed_at, 'UTC') AS day"
+_REQUEST = f"groupUniqArray({REQUEST}) AS requests"
+
+
+def _seen(rows: Sequence[tuple[date, Any, Sequence[Any]]]) -> list[Seen]:
+    """The newest days first. A request may have several records, and these may be in both halves
+    of what concerns a patient."""
+    found: dict[tuple[date, str], set[Any]] = {}
+    for day, whom, requests in rows:
+        found.setdefault((day, as_text(whom)), set()).update(requests)
+    days = sorted(found, key=lambda one: (-one[0].toordinal(), one[1]))
+    return [Seen(day, whom, len(found[day, whom])) for day, whom in days[:_MOST]]

@@ -21,7 +21,7 @@ _DAY = f"SELECT max(JSONExtractUInt(details, 'day')) FROM notices WHERE event = 
 
 def sizes(client: Client) -> dict[str, int]:
     """Of each log, how many records are sealed."""
-    return {origin: size for origin, size, _ in checkpoints.newest(client)}
+    return {one.origin: one.size for one in checkpoints.newest(client)}
 
 
 def first_since(client: Client, origin: str, since_us: int) -> int:

@@ -1,7 +1,9 @@
 """Who saw a patient, on a real ClickHouse: by request and by answer, folded and counted."""
 
 import random
+from unittest.mock import patch
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -300,9 +302,10 @@ FACTS = st.lists(
 
 @settings(max_examples=12,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
-@given(FACTS, st.sets(st.sampled_from(PATIENTS), min_size=1), st.integers(1, 7))
-def test_against_a_fold_in_memory(log, facts, asked, limit):
-    """Whatever records there are, what is found is what going over all of them by hand finds."""
+@given(FACTS, st.sets(st.sampled_from(PATIENTS), min_size=1), st.integers(1, 7), st.booleans())
+def test_against_a_fold_in_memory(log, facts, asked, limit, many):
+    """Whatever records there are, what is found is what going over all of them by hand finds; also
+    of a patient of whom there is too much to take it in at once."""
     log.client.execute("TRUNCATE TABLE audit_log")
     make = {"decision": decision, "access": access}
     records = [
@@ -317,15 +320,19 @@ def test_against_a_fold_in_memory(log, facts, asked, limit):
         if held & asked:
             how = "answer" if kind == "disclosure" else "request"
             expected.setdefault(number, set()).add(how)
-    found = look_up(log.client, tokens(*sorted(asked)), limit=limit)
+    with patch.object(lookups, "_MOST_AT_ONCE", 1 if many else 20_000):
+        found = look_up(log.client, tokens(*sorted(asked)), limit=limit)
     shown = {int(r.decision_id[1:]): set(r.known) for r in found.requests}
     assert shown == {number: expected[number] for number in sorted(expected)[-limit:]}
     assert found.total == len(expected)
     assert found.more == max(0, len(expected) - limit)
 
 
-def test_totals_agree(log):
-    """The counts that the database makes and those made of all that is shown are the same."""
+@pytest.mark.parametrize("most", [1, 20_000])
+def test_totals_agree(log, most, monkeypatch):
+    """The counts that the database makes, those made of all of its records, and those made of all
+    that is shown are the same."""
+    monkeypatch.setattr(lookups, "_MOST_AT_ONCE", most)
     random_of = random.Random(11)
     records = []
     for number in range(60):
@@ -335,7 +342,7 @@ def test_totals_agree(log):
             records.append(access(number, NOON + number, ["p"], **no))
     stored(log, records)
     whole = look_up(log.client, tokens("p"))
-    counted, _ = lookups.newest(log.client, [KEY.token("p")], Window(), 5)
+    counted = lookups.newest(log.client, [KEY.token("p")], Window(), 5).totals
     assert (counted.requests, counted.people, counted.denied, counted.first_us) == (
         whole.total, whole.people, whole.denied, whole.first
     )  # fmt: skip

@@ -187,7 +187,7 @@ def test_two_logs_over_two_shards(admin, urls, log_in):
         assert len(inputs) == 60
         assert None not in inputs
         assert len(find(client, "", 10)) == 1
-        assert [size for _, size, _ in checkpoints.newest(client)] == [51, 51]
+        assert [one.size for one in checkpoints.newest(client)] == [51, 51]
         report = verify_store(client, trust)
         assert [log.findings for log in report.logs] == [[], []]
         assert (report.records, report.decisions, report.gaps) == (102, 60, {})

@@ -140,7 +140,7 @@ QUESTIONS = {
     "patients of": lambda c, _: pages.patients_of(c, "n.hazel", LATELY, 50),
     "roles": lambda c, _: pages.roles_in_use(c),
     "people in": lambda c, _: pages.people_in(c, "nurse", 10),
-    "policy changes": lambda c, _: pages.policy_changes(c, 10),
+    "policy changes": lambda c, _: pages.policy_changes(c, NOW_US, 10),
     "minutes": lambda c, _: timelines.minutes(c, NOW_US, 60),
     "a person's timeline": lambda c, _: timelines.of_person(c, "dr.alder", [TOKEN], LATELY),
     "a patient's timeline": lambda c, _: timelines.of_patient(c, [TOKEN], LATELY),
