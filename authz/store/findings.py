@@ -1,11 +1,11 @@
 """Findings, what people said of them, and uses of break-glass: what is asked of the database.
 
-Each answer is whole records, for these are few; a row that is there twice is told once. Errors are
+Each answer is records, for these are few; a row that is there twice is told once. Errors are
 `authz.store.client.QUERY_ERRORS`.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from clickhouse_driver import Client
@@ -23,6 +23,12 @@ _GLASS = (
     " OR (kind = 'notice' AND event = 'break_glass_reviewed')"
     " OR (kind = 'finding' AND rule = 'break_glass_unreviewed')"
 )
+# What is read of findings, of what is said of them, and of uses of break-glass.
+_NAMES = (
+    "origin", "index", "sealed_at", "time", "kind", "event", "lane", "rule", "subject", "roles",
+    "source_ip", "tenant", "score_milli", "evidence", "records", "details", "reason", "decision_id",
+    "allowed", "break_glass", "method", "path", "patients",
+)  # fmt: skip
 _REQUESTS = "kind IN ('decision', 'access')"
 _UUID7 = re.compile("([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 _DAY_US = 86_400 * 1_000_000
@@ -36,7 +42,7 @@ def raised(
     conditions += ["subject = %(subject)s"] if subject else []
     conditions += ["lane = %(lane)s"] if lane else []
     values = {"subject": subject, "lane": lane, **window.values}
-    return _select(client, " AND ".join(conditions), values)
+    return _select(client, " AND ".join(conditions), values, _NAMES)
 
 
 def said(client: Client, since_us: int, ids: Collection[str] = ()) -> list[Record]:
@@ -46,7 +52,8 @@ def said(client: Client, since_us: int, ids: Collection[str] = ()) -> list[Recor
     condition = f"{_SAID} AND {window.condition}"
     if ids:
         condition += " AND hasAny(records, %(ids)s)"
-    return _select(client, condition, {"events": SAID, "ids": sorted(ids), **window.values})
+    values = {"events": SAID, "ids": sorted(ids), **window.values}
+    return _select(client, condition, values, _NAMES)
 
 
 def at(client: Client, places: Iterable[tuple[str, int]]) -> list[Record]:
@@ -83,7 +90,7 @@ def _since(decisions: Iterable[str]) -> int | None:
 
 def glass(client: Client, window: Window = EVER) -> list[Record]:
     """Uses of break-glass, their reviews, and the findings that told one as late."""
-    return _select(client, f"({_GLASS}) AND {window.condition}", window.values)
+    return _select(client, f"({_GLASS}) AND {window.condition}", window.values, _NAMES)
 
 
 def ends(client: Client) -> dict[str, int]:
@@ -106,10 +113,12 @@ def after(client: Client, told: Mapping[str, int], limit: int) -> list[Record]:
     return sorted(found, key=_sealed)[:limit]
 
 
-def _select(client: Client, condition: str, values: Mapping[str, Any]) -> list[Record]:
+def _select(
+    client: Client, condition: str, values: Mapping[str, Any], names: Sequence[str] = rows.NAMES
+) -> list[Record]:
     by_place = {
         (record.get("origin"), record.get("index", 0)): record
-        for record in rows.select(client, condition, values)
+        for record in rows.select(client, condition, values, names)
     }
     return sorted(by_place.values(), key=_sealed)
 

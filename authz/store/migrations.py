@@ -337,6 +337,7 @@ _FOR_YEARS = (
         " TYPE set(256) GRANULARITY 8"
     ),
     "ADD INDEX IF NOT EXISTS by_resource resource_id TYPE bloom_filter(0.01) GRANULARITY 1",
+    "ADD INDEX IF NOT EXISTS by_role roles TYPE bloom_filter(0.01) GRANULARITY 4",
     (
         f"ADD PROJECTION IF NOT EXISTS by_person (SELECT {_ASKED_FOR} ORDER BY subject, sealed_at)"
         f" WITH SETTINGS ({_FEW_AT_ONCE})"
@@ -349,6 +350,7 @@ _FOR_YEARS = (
     "MATERIALIZE INDEX other_patient_rows",
     "MATERIALIZE INDEX by_what",
     "MATERIALIZE INDEX by_resource",
+    "MATERIALIZE INDEX by_role",
     "MATERIALIZE PROJECTION by_patient",
     "MATERIALIZE PROJECTION by_person",
 )

@@ -12,7 +12,7 @@ from clickhouse_driver import Client
 from authz.record import FIELDS, Field, Record, text
 from authz.store.copies import Copies
 
-_NAMES = tuple(field.name for field in FIELDS)
+NAMES = tuple(field.name for field in FIELDS)
 _TYPES = {
     "text": "String", "int": "UInt64", "time": "Int64", "bool": "Bool", "texts": "Array(String)"
 }  # fmt: skip
@@ -24,14 +24,16 @@ _VALUES = ", ".join(
     for field in FIELDS
 )
 _INSERT = (
-    f"INSERT INTO audit_log ({', '.join(f'`{name}`' for name in _NAMES)}) SELECT {_VALUES}"
+    f"INSERT INTO audit_log ({', '.join(f'`{name}`' for name in NAMES)}) SELECT {_VALUES}"
     f" FROM (SELECT JSONExtract(leaf, 'Tuple({_TOLD})') AS told FROM input('leaf String'))"
     " FORMAT Native"
 )
-_SELECTED = ", ".join(
-    f"toUnixTimestamp64Micro(`{field.name}`)" if field.type == "time" else f"`{field.name}`"
+_SELECTED = {
+    field.name: f"toUnixTimestamp64Micro(`{field.name}`)" if field.type == "time"
+    else f"`{field.name}`"
     for field in FIELDS
-)
+}  # fmt: skip
+_ALL = ", ".join(_SELECTED.values())
 
 
 def _member(field: Field) -> str:
@@ -90,9 +92,8 @@ def insert(client: Client, leaves: Sequence[bytes], query_id: str | None = None)
     client.execute(_INSERT, [leaves], columnar=True, query_id=query_id)
 
 
-def to_records(columns: Sequence[Sequence[Any]]) -> Iterator[Record]:
+def to_records(columns: Sequence[Sequence[Any]], names: Sequence[str] = NAMES) -> Iterator[Record]:
     """From columns: a record holds what differs from its type's default."""
-    names = _NAMES
     for row in zip(*columns, strict=True):
         yield {name: value for name, value in zip(names, row, strict=True) if value}
 
@@ -103,7 +104,7 @@ def read(
     """The records of `origin` with `first` <= index < `end`, in index order, doubles included."""
     for start in range(first, end, chunk):
         query = (
-            f"SELECT {_SELECTED} FROM {table} WHERE origin = %(origin)s"
+            f"SELECT {_ALL} FROM {table} WHERE origin = %(origin)s"
             " AND index >= %(first)s AND index < %(end)s ORDER BY index"
         )
         values = {"origin": origin, "first": start, "end": min(start + chunk, end)}
@@ -170,9 +171,13 @@ def count(copies: Copies, origin: str, first: int, end: int) -> int:
     return copies.count_kept("audit_log", "index", _RANGE, values)
 
 
-def select(client: Client, condition: str, values: Mapping[str, Any]) -> Iterator[Record]:
-    """The records of all logs that meet `condition`, in log order. For few."""
-    query = f"SELECT {_SELECTED} FROM audit_log WHERE {condition} ORDER BY origin, index"
+def select(
+    client: Client, condition: str, values: Mapping[str, Any], names: Sequence[str] = NAMES
+) -> Iterator[Record]:
+    """Fields `names` of the records of all logs that meet `condition`, in log order. For few: each
+    field of a record that lies alone costs the reading of a block."""
+    told = ", ".join(_SELECTED[name] for name in names)
+    query = f"SELECT {told} FROM audit_log WHERE {condition} ORDER BY origin, index"
     columns = client.execute(query, dict(values), columnar=True)
     if columns:
-        yield from to_records([_as_text(column) for column in columns])
+        yield from to_records([_as_text(column) for column in columns], names)

@@ -10,19 +10,20 @@ from authz.store.pages import Filters
 
 # A patient in every 10,000th request; in two answers among eight, each of which costs a block.
 _ROWS = """INSERT INTO audit_log (origin, index, kind, sealed_at, time, decision_id, subject,
-  allowed, patients, upstream, complete)
+  allowed, patients, upstream, complete, resource_id)
 SELECT 'hospital', number, ['decision', 'access', 'disclosure'][number % 3 + 1] AS kind, at, at,
   toString(intDiv(number, 3)), if(rare, 'dr.rare', concat('n.', toString(number % 90))), true,
   multiIf(rare, ['key.rare'],
     number IN (14, 30014), arrayMap(n -> if(n = 5, 'key.rare', 'key.p'), range(8)),
     [concat('key.', toString(cityHash64(intDiv(number, 3)) % 20000))]),
-  'service', true
+  'service', true, toString(number)
 FROM (SELECT number, intDiv(number, 30000) * 30000 + 3 > number AS rare,
   toDateTime64('2026-03-01 00:00:00', 6, 'UTC') + number AS at FROM numbers({begin}, {rows}))"""
 
 QUESTIONS = {
     "who saw a patient": lambda c: look_up(c, [["key.rare"]]).requests,
     "search by patient": lambda c: pages.search(c, Filters(patients=("key.rare",)), EVER, 50),
+    "search by resource": lambda c: pages.search(c, Filters(resource_id="15"), EVER, 50),
     "a patient's timeline": lambda c: timelines.of_patient(c, ["key.rare"], EVER),
     "what a person did": lambda c: activity(c, "dr.rare", Window(), 100).requests,
     "search by person": lambda c: pages.search(c, Filters(subject="dr.rare"), EVER, 50),
