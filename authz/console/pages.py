@@ -19,7 +19,7 @@ from authz.record import FIELDS, Record, read_place
 from authz.record.privacy import PrivacyKey
 from authz.report import findings
 from authz.report.explained import Asked, explanations
-from authz.report.lookup import look_up
+from authz.report.lookup import look_up_with_days
 from authz.store import pages, policies, tiles, timelines
 from authz.store.client import Client
 from authz.store.lookups import Window
@@ -136,10 +136,7 @@ class Pages:
             reason = visit.needed("reason", "the reason why you want to see the name")
         await visit.look("patient", reason=reason, tokens=tokens, names=bool(reason))
         window = Window(visit.now_us - _SIX_YEARS_US)
-        found, when = await asyncio.gather(
-            self._store.ask(look_up, [tokens], window, _LIMIT),
-            self._store.ask(timelines.of_patient, tokens, window),
-        )
+        found, when = await self._store.ask(look_up_with_days, [tokens], window, _LIMIT)
         revealed = self._site.directory.patients(tokens) if reason else {}
         people: dict[str, int] = {}
         for one in when:

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from authz.report.explained import Asked, Explanation, explanations
-from authz.store import lookups
+from authz.store import lookups, timelines
 from authz.store.client import Client
-from authz.store.lookups import EVER, Row, Totals, Window
+from authz.store.lookups import EVER, Concerned, Row, Totals, Window
+from authz.store.timelines import Seen
 
 Known = Literal["request", "answer"]
 Outcome = Literal["allowed", "denied", "dry-run", "unasked", "rejected"]
@@ -108,6 +109,24 @@ def look_up(
 
     Errors are `authz.store.client.QUERY_ERRORS`. Record the look first (`authz.report.looks`).
     """
+    return _look_up(client, patients, window, limit)[0]
+
+
+def look_up_with_days(
+    client: Client, patients: Sequence[Sequence[str]], window: Window, limit: int
+) -> tuple[Lookup, list[Seen]]:
+    """The same, and on which days whose requests, of all there are, concerned any of the patients:
+    the newest first."""
+    found, concerned = _look_up(client, patients, window, limit)
+    if concerned.records is not None:
+        return found, timelines.of_records(concerned.records)
+    tokens = [token for own in patients for token in own]
+    return found, timelines.of_patient(client, tokens, window)
+
+
+def _look_up(
+    client: Client, patients: Sequence[Sequence[str]], window: Window, limit: int
+) -> tuple[Lookup, Concerned]:
     numbers = {token: number for number, own in enumerate(patients, 1) for token in own}
     tokens = list(numbers)
     concerned = lookups.newest(client, tokens, window, limit)
@@ -120,7 +139,7 @@ def look_up(
         counted = _count(requests)  # whose subject only their decision may know
     keys = {token.partition(".")[0] for token in tokens}
     answers = lookups.unresolved(client, window)
-    return Lookup(
+    found = Lookup(
         requests=tuple(requests),
         total=counted.requests,
         people=counted.people,
@@ -132,6 +151,7 @@ def look_up(
         other_keys=tuple(sorted(lookups.other_keys(client, keys, window))),
         feeds=feeds,
     )
+    return found, concerned
 
 
 def _count(requests: Sequence[Request]) -> Totals:

@@ -152,17 +152,21 @@ def newest(client: Client, tokens: Sequence[str], window: Window, limit: int) ->
                for row in rows]  # fmt: skip
     requests: dict[str, list[Row]] = {}
     for one in records:
-        place = f"{one['origin']}/{one['index']}"
-        requests.setdefault(one["decision_id"] or place, []).append(one)
+        requests.setdefault(request(one), []).append(one)
     by_time = sorted(
-        ((min(one["time"] for one in own), request) for request, own in requests.items()),
+        ((min(one["time"] for one in own), name) for name, own in requests.items()),
         reverse=True,
     )
     subjects = {one["subject"] for one in records} - {""}
     refused = sum(any(map(_is_refused, own)) for own in requests.values())
     first_us = by_time[-1][0] if by_time else 0
-    found = [_found(requests[request]) for _, request in by_time[:limit]]
+    found = [_found(requests[name]) for _, name in by_time[:limit]]
     return Concerned(Totals(len(requests), len(subjects), refused, first_us), found, records)
+
+
+def request(one: Row) -> str:
+    """`REQUEST`."""
+    return one["decision_id"] or f"{one['origin']}/{one['index']}"
 
 
 def _is_refused(one: Row) -> bool:

@@ -3,14 +3,14 @@
 Times are by the receiver's clock, UTC. Errors are `authz.store.client.QUERY_ERRORS`.
 """
 
-from collections.abc import Sequence
-from datetime import date
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 
 from clickhouse_driver import Client
 
 from authz.store.client import BY_PERSON
-from authz.store.lookups import KINDS, REQUEST, Window, as_text, concerning
+from authz.store.lookups import KINDS, REQUEST, Row, Window, as_text, concerning, request
 
 _MINUTE_US = 60 * 1_000_000
 _MOST = 20_000  # rows
@@ -69,11 +69,19 @@ def of_patient(client: Client, tokens: Sequence[str], window: Window) -> list[Se
     return _seen(concerning(client, columns, condition, values, "GROUP BY day, whom"))
 
 
+def of_records(records: Iterable[Row]) -> list[Seen]:
+    """The same of all records that name a patient (`lookups.Concerned`)."""
+    return _seen(
+        (datetime.fromtimestamp(one["sealed_at"] / 1e6, UTC).date(), one["subject"], [request(one)])
+        for one in records
+    )
+
+
 _DAY = "toDate(sealed_at, 'UTC') AS day"
 _REQUEST = f"groupUniqArray({REQUEST}) AS requests"
 
 
-def _seen(rows: Sequence[tuple[date, Any, Sequence[Any]]]) -> list[Seen]:
+def _seen(rows: Iterable[tuple[date, Any, Sequence[Any]]]) -> list[Seen]:
     """The newest days first. A request may have several records, and these may be in both halves
     of what concerns a patient."""
     found: dict[tuple[date, str], set[Any]] = {}

@@ -11,7 +11,8 @@ from authz.record import notice
 from authz.record.privacy import PrivacyKey
 from authz.report import look_up
 from authz.report.looks import look_notice
-from authz.store import lookups, rows
+from authz.report.lookup import look_up_with_days
+from authz.store import lookups, rows, timelines
 from authz.store.client import connect
 from authz.store.lookups import Window
 
@@ -321,7 +322,9 @@ def test_against_a_fold_in_memory(log, facts, asked, limit, many):
             how = "answer" if kind == "disclosure" else "request"
             expected.setdefault(number, set()).add(how)
     with patch.object(lookups, "_MOST_AT_ONCE", 1 if many else 20_000):
-        found = look_up(log.client, tokens(*sorted(asked)), limit=limit)
+        found, days = look_up_with_days(log.client, tokens(*sorted(asked)), Window(), limit)
+    own = [token for [token] in tokens(*sorted(asked))]
+    assert days == timelines.of_patient(log.client, own, Window())
     shown = {int(r.decision_id[1:]): set(r.known) for r in found.requests}
     assert shown == {number: expected[number] for number in sorted(expected)[-limit:]}
     assert found.total == len(expected)
