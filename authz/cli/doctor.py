@@ -67,6 +67,13 @@ def doctor(
         list[str] | None,
         typer.Option(help="The receiver, host:port or unix:///path. May be repeated."),
     ] = None,
+    opa: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An OPA server, http(s)://host:port or unix:///path. May be repeated; by default"
+            " the configuration's, beside --ext-authz or --metrics."
+        ),
+    ] = None,
     clickhouse: Annotated[
         bool,
         typer.Option(help="Look at the database of --store, whose user is an administrator."),
@@ -91,11 +98,12 @@ def doctor(
     Exit code 0: nothing is wrong; 1: something is to be mended; 3: something could not be looked
     at.
     """
-    if not (envoy_config or envoy_admin or envoy or ext_authz or metrics or receiver or clickhouse
-            or tls_listener):  # fmt: skip
+    if not (envoy_config or envoy_admin or envoy or ext_authz or metrics or receiver or opa
+            or clickhouse or tls_listener):  # fmt: skip
         raise UsageError(
             "nothing to look at; give --envoy-config, --envoy-admin, --envoy with --store,"
-            " --ext-authz, --metrics, --receiver, --clickhouse with --store or --tls-listener"
+            " --ext-authz, --metrics, --receiver, --opa, --clickhouse with --store or"
+            " --tls-listener"
         )
     loaded = configuration.load(file, given(store=store))
     ours = loaded if file else None
@@ -110,6 +118,7 @@ def doctor(
     files = tls_ca, tls_cert, tls_key
     if ext_authz or metrics:
         found += _server(ext_authz or [], metrics or [], files, ours)
+    found += _opas(opa or [], ours if ext_authz or metrics else None, loaded)
     found += _others(receiver or [], tls_listener or [], files)
     found += _certificates(files, ours)
     if clickhouse:
@@ -208,6 +217,24 @@ def _server(
             "whether this is a dry run, and whether decisions get away, was not looked at",
             "give --metrics host:port (ext_authz.metrics)",
         ))  # fmt: skip
+    return found
+
+
+def _opas(given: list[str], config: Config | None, loaded: Config) -> list[Finding]:
+    """Those that are `given`, else the one of `config`, asked as the Check server would."""
+    from authz.doctor import opa
+    from authz.policy.opa import OpaOptions, is_server
+
+    for url in given:
+        if not is_server(url):
+            raise UsageError(f"--opa {url}: want http(s)://host:port or unix:///path")
+    ours = loaded.ext_authz
+    if not given and config and is_server(config.ext_authz.policy):
+        given = [config.ext_authz.policy]
+    found = []
+    for url in given:
+        options = OpaOptions(url, ours.opa_token, ours.opa_ca, ours.opa_cert, ours.opa_key)
+        found += look(url, partial(opa.check, options, ours.decision))
     return found
 
 

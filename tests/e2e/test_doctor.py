@@ -17,6 +17,8 @@ from programs import AUTHZ, CHECKOUT, free_port, run, until, world
 
 from authz.demo.people import PEOPLE
 from authz.demo.stack import Part, Stack, envoy_program, running
+from authz.policy import opa_process
+from authz.policy.source import load
 
 PROXY = """
 admin: {address: {pipe: {path: "ADMIN"}}}
@@ -332,12 +334,22 @@ def test_nobody_there():
     assert len(told["findings"]) == 3
 
 
+@contextmanager
+def opa_of(wanted):
+    """The address of an OPA with our policies, where one is wanted."""
+    if not wanted:
+        yield ""
+        return
+    with opa_process.running(load(CHECKOUT / "deploy" / "opa")) as url:
+        yield url
+
+
 def test_the_documented_commands(ground, tmp_path):
     """Each command of docs/operating.md, with this stack's addresses, finds nothing to mend; the
     embedded ClickHouse's administrator sees no rights of others."""
     page = (CHECKOUT / "docs" / "operating.md").read_text()
     lines = re.findall(r"^authz doctor .*$", page.replace("\\\n", ""), re.MULTILINE)
-    assert len(lines) == 6
+    assert len(lines) == 7
     parts = ground.stack.parts
     (tmp_path / "authz.yaml").write_text("ext_authz: {timeout_ms: 250}\n")
     here = {
@@ -351,7 +363,8 @@ def test_the_documented_commands(ground, tmp_path):
     }
     for line in lines:
         words = [here.get(word, word) for word in line.split()[1:]]
-        with world() as place:
+        with world() as place, opa_of("--opa" in words) as url:
+            words = [url if word == "http://127.0.0.1:8181" else word for word in words]
             place.environment["AUTHZ_STORE"] = ground.stack.store
             done = run([*AUTHZ, *words], place, cwd=tmp_path)
         database = "--clickhouse" in words
