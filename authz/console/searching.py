@@ -1,7 +1,7 @@
 """Searches: requests as they are found, the newest first. An address has all that was asked for.
 
 A log of any size is walked back in time, part by part, the newest part short: what is there is
-shown while the next part is read, and nothing older is read than a page holds.
+shown while the next part is read, and not much that is older than a page holds is read.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -23,7 +23,8 @@ from authz.store.pages import Filters, Place, Row
 
 _MINUTE_US = 60 * 1_000_000
 _DAY_US = 24 * 60 * _MINUTE_US
-_LONG_US = 90 * _DAY_US  # of what lies together, to which a part costs more than what is in it
+_LONG_US = 8 * _DAY_US  # of what lies together, to which a part costs more than what is in it
+_LONGEST_US = 360 * _DAY_US
 _LIMIT = 200
 _TIMES = ("since", "until")
 _MOST_TOKENS = 512  # characters
@@ -142,7 +143,7 @@ async def walk(store: Pool, search: Search, limit: int, now_us: int) -> AsyncIte
 
 def parts(window: Window, now_us: int, shortest_us: int = _MINUTE_US) -> Iterator[Window]:
     """`window`, which has a beginning, in parts, the newest first, each four times as long as the
-    one before: what is read beyond what is wanted is three times as much, at most."""
+    one before, up to a year: what is read beyond what is wanted is bounded, and each is short."""
     first, end, length = window.since_us or 0, window.until_us, shortest_us
     begin = now_us if end is None else end
     while True:
@@ -150,7 +151,7 @@ def parts(window: Window, now_us: int, shortest_us: int = _MINUTE_US) -> Iterato
         yield Window(begin, end)
         if begin <= first:
             return
-        end, length = begin, 4 * length
+        end, length = begin, min(4 * length, _LONGEST_US)
 
 
 def tokens_of(given: str) -> tuple[str, ...]:

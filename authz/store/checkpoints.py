@@ -9,7 +9,8 @@ from authz.ledger import Checkpoint, NoteError, Verifier, open_note
 from authz.record import text
 
 # Names in hexadecimal digits: one that is no text, which nothing of ours wrote, is a name too.
-_ORIGIN = "SELECT origin FROM checkpoints WHERE origin > unhex(%(hex)s) ORDER BY origin LIMIT 1"
+_FIRST = "SELECT origin FROM checkpoints ORDER BY origin LIMIT 1"
+_NEXT = "SELECT origin FROM checkpoints WHERE origin > unhex(%(hex)s) ORDER BY origin LIMIT 1"
 _NEWEST = (
     "SELECT size, note, toUnixTimestamp64Micro(written_at) FROM checkpoints"
     " WHERE origin = unhex(%(hex)s) ORDER BY origin DESC, size DESC LIMIT 1"
@@ -35,12 +36,13 @@ def newest(client: Client) -> list[Newest]:
     """Of each log, as the rows have it. One is found by a step in the table's order: there are few
     logs, and a checkpoint of each second for years."""
     found = []
-    name = ""
-    while rows := client.execute(_ORIGIN, {"hex": name}):
+    rows = client.execute(_FIRST)
+    while rows:
         [(origin,)] = rows
         name = (origin if isinstance(origin, bytes) else origin.encode()).hex()
         for size, note, at in client.execute(_NEWEST, {"hex": name}):
             found.append(Newest(text(origin, 1024), size, text(note, _NOTE_CAP), at))
+        rows = client.execute(_NEXT, {"hex": name})
     return found
 
 

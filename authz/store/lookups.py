@@ -124,17 +124,24 @@ def concerning(
 ) -> list[tuple[Any, ...]]:
     """`columns` of the records that meet `condition` and have one of the patients `%(tokens)s`.
     `tail` is an order or a limit, of each half. Those whose first patient it is lie together; of
-    the few others an index tells the rows."""
+    the few others an index tells the blocks."""
+    first, others = (f"{half} {tail}" for half in _halves(columns, condition))
+    return [*client.execute(first, values, settings=BY_PATIENT), *client.execute(others, values)]
+
+
+def all_concerning(columns: str, condition: str) -> str:
+    """The same as a subquery, for what is too much to take in; it wants `ALL_BY_PATIENT`."""
+    return f"({' UNION ALL '.join(_halves(columns, condition))})"
+
+
+ALL_BY_PATIENT = {**BY_PATIENT, "use_skip_indexes": 1}
+
+
+def _halves(columns: str, condition: str) -> tuple[str, str]:
     select = f"SELECT {columns} FROM audit_log WHERE {condition} AND"
-    first = f"{select} patients[1] IN %(tokens)s {tail}"
-    others = (
-        f"{select} hasAny(arraySlice(patients, 2), %(tokens)s)"
-        f" AND NOT has(%(tokens)s, patients[1]) {tail}"
+    return f"{select} patients[1] IN %(tokens)s", (
+        f"{select} hasAny(arraySlice(patients, 2), %(tokens)s) AND NOT has(%(tokens)s, patients[1])"
     )
-    return [
-        *client.execute(first, values, settings=BY_PATIENT),
-        *client.execute(others, values),
-    ]
 
 
 def newest(client: Client, tokens: Sequence[str], window: Window, limit: int) -> Concerned:
@@ -160,7 +167,10 @@ def newest(client: Client, tokens: Sequence[str], window: Window, limit: int) ->
     subjects = {one["subject"] for one in records} - {""}
     refused = sum(any(map(_is_refused, own)) for own in requests.values())
     first_us = by_time[-1][0] if by_time else 0
-    found = [_found(requests[name]) for _, name in by_time[:limit]]
+    # An id that is no text (bytes) is none of ours, and nothing else has it.
+    at = _COLUMNS.index("decision_id")
+    foreign = {as_text(row[at]) for row in rows if isinstance(row[at], bytes)}
+    found = [_found(requests[name], foreign) for _, name in by_time[:limit]]
     return Concerned(Totals(len(requests), len(subjects), refused, first_us), found, records)
 
 
@@ -175,27 +185,32 @@ def _is_refused(one: Row) -> bool:
     return bool(one["kind"] != "disclosure" and not one["allowed"] and decided)
 
 
-def _found(own: Sequence[Row]) -> Found:
+def _found(own: Sequence[Row], foreign: Container[str]) -> Found:
+    decision = own[0]["decision_id"]
     named = tuple((one["origin"], one["index"], tuple(one["tokens"])) for one in own)
     sealed = [one["sealed_at"] for one in own]
-    return Found(own[0]["decision_id"], named, min(sealed), max(sealed))
+    return Found("" if decision in foreign else decision, named, min(sealed), max(sealed))
 
 
 def _newest_of_many(client: Client, tokens: Sequence[str], window: Window, limit: int) -> Concerned:
     """`newest`, of a patient of whom there is too much to take it all in."""
+    columns = (
+        "origin, index, decision_id, time, sealed_at, subject, kind, allowed, enforced, upstream,"
+        " arrayIntersect(patients, %(tokens)s) AS own"
+    )
     query = (
         "SELECT id, named, toUnixTimestamp64Micro(first), toUnixTimestamp64Micro(last),"
         " count() OVER (), length(groupUniqArrayArray(subjects) OVER ()), countIf(refused) OVER (),"
         " toUnixTimestamp64Micro(min(at) OVER ()) FROM ("
         f"SELECT {REQUEST} AS request, any(decision_id) AS id, min(time) AS at,"
-        " groupArray((origin, index, arrayIntersect(patients, %(tokens)s))) AS named,"
+        " groupArray((origin, index, own)) AS named,"
         " min(sealed_at) AS first, max(sealed_at) AS last,"
         f" groupUniqArrayIf(subject, subject != '') AS subjects, countIf({DENIED}) > 0 AS refused"
-        f" FROM audit_log WHERE {_NAMED} AND {KINDS} AND {window.condition} GROUP BY request"
+        f" FROM {all_concerning(columns, f'{KINDS} AND {window.condition}')} GROUP BY request"
         ") ORDER BY at DESC, request DESC LIMIT %(limit)s"
     )
     values = {"tokens": list(tokens), "limit": limit, **window.values}
-    rows = client.execute(query, values)
+    rows = client.execute(query, values, settings=ALL_BY_PATIENT)
     found = [
         # An id that is no text (bytes) is none of ours, and nothing else has it.
         Found(one if isinstance(one, str) else "", tuple(as_text(named)), first_us, last_us)

@@ -22,7 +22,8 @@ def _columns(fields: Iterable[Field]) -> list[str]:
 
 
 # Rows are kept in log order: what is verified, exported and inserted comes so, and since `index`
-# grows with time, a range of time is a range of rows. Look-ups go by the skip indexes.
+# grows with time, a range of time is a range of rows. Other questions go by the skip indexes, and
+# those about a person or a patient by copies in their order (`_FOR_YEARS`).
 _INDEXES = (
     "INDEX by_time time TYPE minmax",
     "INDEX by_sealed sealed_at TYPE minmax",
@@ -311,13 +312,13 @@ def _baselines(form: Layout) -> list[str]:
 
 
 # For questions over years. What people ask for of a person's requests lies together, and so it does
-# of those whose first patient is the same; records of several patients are found by row and not by
-# block, rare kinds of records in few blocks, and a month that is over becomes one part. What is
-# there already is brought up in the background; until then such questions read more.
-_ASKED_FOR = (
+# of those whose first patient is the same; an index of the other patients tells in which blocks
+# they are, more indexes leave out blocks, and a month that is over becomes one part. What is there
+# already is brought up in the background; until then such questions read more.
+ASKED_FOR = (
     "origin, index, kind, sealed_at, time, subject, roles, tenant, purpose, reason, reason_code,"
     " break_glass, decision_id, allowed, enforced, policy_revision, method, path, resource_type,"
-    " action, source_ip, country, status, upstream, complete, patients"
+    " action, resource_id, source_ip, country, status, upstream, complete, patients"
 )
 _FEW_AT_ONCE = "index_granularity = 256"  # of each month's records, those of one are some dozens
 _FOR_YEARS = (
@@ -339,11 +340,11 @@ _FOR_YEARS = (
     "ADD INDEX IF NOT EXISTS by_resource resource_id TYPE bloom_filter(0.01) GRANULARITY 1",
     "ADD INDEX IF NOT EXISTS by_role roles TYPE bloom_filter(0.01) GRANULARITY 4",
     (
-        f"ADD PROJECTION IF NOT EXISTS by_person (SELECT {_ASKED_FOR} ORDER BY subject, sealed_at)"
+        f"ADD PROJECTION IF NOT EXISTS by_person (SELECT {ASKED_FOR} ORDER BY subject, sealed_at)"
         f" WITH SETTINGS ({_FEW_AT_ONCE})"
     ),
     (
-        f"ADD PROJECTION IF NOT EXISTS by_patient (SELECT {_ASKED_FOR}"
+        f"ADD PROJECTION IF NOT EXISTS by_patient (SELECT {ASKED_FOR}"
         f" ORDER BY patients[1], sealed_at) WITH SETTINGS ({_FEW_AT_ONCE})"
     ),
     "MATERIALIZE INDEX patient_rows",

@@ -13,7 +13,7 @@ from clickhouse_driver import Client
 from authz.record import Record, details_of
 from authz.store import checkpoints, reports, rows
 from authz.store.client import BY_PERSON
-from authz.store.lookups import EVER, Window, as_text, concerning
+from authz.store.lookups import EVER, KINDS, REQUEST, Window, as_text, concerning
 
 _HOUR_US = 3_600 * 1_000_000
 _DAY_US = 24 * _HOUR_US
@@ -233,19 +233,19 @@ def _first(client: Client, origins: Sequence[str]) -> int:
 
 def _unexplained(client: Client, now_us: int) -> tuple[str, int, int] | None:
     """As it was last told: each day it is, where `authz watch` runs."""
-    window = Window(now_us - 30 * _DAY_US)
-    found = client.execute(
-        f"SELECT details FROM notices WHERE event = 'watch_day' AND {window.condition}"
-        " ORDER BY sealed_at DESC LIMIT 1",
-        window.values,
-    )
-    for (details,) in found:
-        told = details_of({"details": details})
-        return (
-            str(told.get("date", "")),
-            int(told.get("charts", 0)),
-            int(told.get("unexplained", 0)),
+    for window in (Window(now_us - 30 * _DAY_US), EVER):
+        found = client.execute(
+            f"SELECT details FROM notices WHERE event = 'watch_day' AND {window.condition}"
+            " ORDER BY sealed_at DESC LIMIT 1",
+            window.values,
         )
+        for (details,) in found:
+            told = details_of({"details": details})
+            return (
+                str(told.get("date", "")),
+                int(told.get("charts", 0)),
+                int(told.get("unexplained", 0)),
+            )
     return None
 
 
@@ -306,11 +306,9 @@ def habits(client: Client, subject: str, days: int = 60) -> Habits | None:
 def patients_of(client: Client, subject: str, window: Window, limit: int) -> list[tuple[str, int]]:
     """Whose records somebody asked for or was shown: tokens, with how many requests."""
     found = client.execute(
-        "SELECT arrayJoin(patients) AS patient,"
-        " uniqExact(if(decision_id = '', concat(origin, '/', toString(index)), decision_id))"
-        f" AS number FROM audit_log WHERE subject = %(subject)s AND {window.condition}"
-        " AND kind IN ('decision', 'access', 'disclosure')"
-        " GROUP BY patient ORDER BY number DESC, patient LIMIT %(limit)s",
+        f"SELECT patient, uniqExact({REQUEST}) AS number FROM audit_log"
+        f" ARRAY JOIN patients AS patient WHERE subject = %(subject)s AND {window.condition}"
+        f" AND {KINDS} GROUP BY patient ORDER BY number DESC, patient LIMIT %(limit)s",
         {"subject": subject, "limit": limit, **window.values},
         settings=BY_PERSON,
     )

@@ -10,10 +10,20 @@ from typing import Any, NamedTuple
 from clickhouse_driver import Client
 
 from authz.store.client import BY_PERSON
-from authz.store.lookups import KINDS, REQUEST, Row, Window, as_text, concerning, request
+from authz.store.lookups import (
+    ALL_BY_PATIENT,
+    KINDS,
+    REQUEST,
+    Row,
+    Window,
+    all_concerning,
+    as_text,
+    request,
+)
 
 _MINUTE_US = 60 * 1_000_000
 _MOST = 20_000  # rows
+_LAST_US = 5_662_310_399_000_000  # the end of 2149-06-06
 
 
 class Minute(NamedTuple):
@@ -52,40 +62,40 @@ def of_person(client: Client, subject: str, tokens: Sequence[str], window: Windo
     """When a person's requests concerned which of the patients with `tokens`."""
     if not tokens:
         return []
-    query = (
-        f"SELECT {_DAY}, arrayJoin(arrayIntersect(patients, %(tokens)s)) AS whom, {_REQUEST}"
-        f" FROM audit_log WHERE {KINDS} AND subject = %(subject)s AND hasAny(patients, %(tokens)s)"
-        f" AND {window.condition} GROUP BY day, whom"
+    source = (
+        f"audit_log ARRAY JOIN patients AS whom WHERE {KINDS} AND subject = %(subject)s"
+        f" AND whom IN %(tokens)s AND {window.condition}"
     )
     values = {"subject": subject, "tokens": list(tokens), **window.values}
-    return _seen(client.execute(query, values, settings=BY_PERSON))
+    return _seen(client, "whom", source, values, BY_PERSON)
 
 
 def of_patient(client: Client, tokens: Sequence[str], window: Window) -> list[Seen]:
     """When whose requests concerned a patient with one of `tokens`."""
-    columns = f"{_DAY}, subject AS whom, {_REQUEST}"
+    columns = "origin, index, kind, sealed_at, subject, decision_id"
+    source = all_concerning(columns, f"{KINDS} AND {window.condition}")
     values = {"tokens": list(tokens), **window.values}
-    condition = f"{KINDS} AND {window.condition}"
-    return _seen(concerning(client, columns, condition, values, "GROUP BY day, whom"))
+    return _seen(client, "subject", source, values, ALL_BY_PATIENT)
+
+
+def _seen(
+    client: Client, whom: str, source: str, values: dict[str, Any], settings: dict[str, Any]
+) -> list[Seen]:  # fmt: skip
+    """The newest days first."""
+    query = (
+        f"SELECT toDate(sealed_at, 'UTC') AS day, {whom} AS about, uniqExact({REQUEST}) AS number"
+        f" FROM {source} GROUP BY day, about ORDER BY day DESC, about LIMIT %(limit)s"
+    )
+    rows = client.execute(query, {**values, "limit": _MOST}, settings=settings)
+    return [Seen(*map(as_text, row)) for row in rows]
 
 
 def of_records(records: Iterable[Row]) -> list[Seen]:
-    """The same of all records that name a patient (`lookups.Concerned`)."""
-    return _seen(
-        (datetime.fromtimestamp(one["sealed_at"] / 1e6, UTC).date(), one["subject"], [request(one)])
-        for one in records
-    )
-
-
-_DAY = "toDate(sealed_at, 'UTC') AS day"
-_REQUEST = f"groupUniqArray({REQUEST}) AS requests"
-
-
-def _seen(rows: Iterable[tuple[date, Any, Sequence[Any]]]) -> list[Seen]:
-    """The newest days first. A request may have several records, and these may be in both halves
-    of what concerns a patient."""
-    found: dict[tuple[date, str], set[Any]] = {}
-    for day, whom, requests in rows:
-        found.setdefault((day, as_text(whom)), set()).update(requests)
+    """As `of_patient`, of all the records that name the patient (`lookups.Concerned`)."""
+    found: dict[tuple[date, str], set[str]] = {}
+    for one in records:
+        sealed = min(max(one["sealed_at"], 0), _LAST_US)  # as the database has days
+        day = datetime.fromtimestamp(sealed // 1_000_000, UTC).date()
+        found.setdefault((day, one["subject"]), set()).add(request(one))
     days = sorted(found, key=lambda one: (-one[0].toordinal(), one[1]))
-    return [Seen(day, whom, len(found[day, whom])) for day, whom in days[:_MOST]]
+    return [Seen(*one, len(found[one])) for one in days[:_MOST]]

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from logs import SIGNER, TestLog
 
+from authz.console import searching
 from authz.console.searching import Search, parts, walk
 from authz.console.store import Pool
 from authz.console.timelines import timeline
@@ -25,22 +26,25 @@ def decision(number, **more):
     return {
         "kind": "decision", "time": NOW, "decision_id": f"d{number}", "allowed": True,
         "subject": "dr.alder" if number % 2 else "n.reed",
+        "patients": (["key.p1"], ["key.p0", "key.p1"], ["key.p1", "key.p2"], [])[number % 4],
     } | more  # fmt: skip
 
 
 @pytest.mark.parametrize("until", [None, NOW, NOW - DAY])
 @pytest.mark.parametrize("days", [0, 0.001, 7, 2200])
-def test_parts_of_a_time(until, days):
+@pytest.mark.parametrize("shortest", [60_000_000, 8 * DAY])
+def test_parts_of_a_time(until, days, shortest):
     """Together they are the whole of it, without a gap or an overlap, the newest first and short,
-    and none longer than four times what came before it."""
+    and none longer than four times what came before it, nor than a year."""
     first = int((until or NOW) - days * DAY)
-    found = list(parts(Window(first, until), NOW))
+    found = list(parts(Window(first, until), NOW, shortest))
     assert (found[0].until_us, found[-1].since_us) == (until, first)
     assert all(one.since_us == other.until_us for one, other in pairwise(found))
     lengths = [(one.until_us or NOW) - one.since_us for one in found]
-    assert lengths[0] <= 60_000_000
+    assert lengths[0] <= shortest
+    assert max(lengths) <= 366 * DAY
     assert all(later <= 4 * earlier for earlier, later in pairwise(lengths))
-    assert len(found) <= 12
+    assert len(found) <= 16
 
 
 @pytest.fixture
@@ -85,9 +89,14 @@ def _times(client):
     return client.execute("SELECT toUnixTimestamp64Micro(max(sealed_at)) FROM audit_log")
 
 
-@pytest.mark.parametrize("filters", [ANY, Filters(subject="n.reed")], ids=["all", "some"])
-def test_each_request_is_on_one_page(two_logs, filters):
-    """Also where many were sealed at once, in several logs; in the order of a search in one go."""
+@pytest.mark.parametrize(
+    "filters", [ANY, Filters(subject="n.reed"), Filters(patients=("key.p1",))],
+    ids=["all", "a person", "a patient"],
+)  # fmt: skip
+def test_each_request_is_on_one_page(two_logs, filters, monkeypatch):
+    """Also where many were sealed at once, in several logs; in the order of a search in one go.
+    Where a patient is named first, and where among others, is all in one order."""
+    monkeypatch.setattr(searching, "_LONG_US", 1_000_000)
     with connect(two_logs) as client:
         whole = pages.search(client, filters, Window(0), 1000)
     assert len(whole) > 15

@@ -9,6 +9,7 @@ import pytest
 from fhir.resources.R4B.auditevent import AuditEvent
 from hostile import RECORDS
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from authz.record import FIELD
 from authz.report.exports.events import audit_events, outcome
@@ -75,13 +76,14 @@ def misses(event, profile):
                 yield f"{len(found)} of {part}:{name}"
             for one in found:
                 yield from _values(one, slice_, f"{part}:{name}")
-                if "role" in slice_ and _code(one["role"]) not in slice_["role"]:
+                roles = slice_.get("role")
+                if roles and "role" in one and _code(one["role"]) not in roles:
                     yield f"{part}:{name}.role"
 
 
 def _values(one, wanted, where):
     for path in wanted.get("must", ()):
-        if _at(one, path) is None:
+        if _at(one, path) in (None, "", [], {}):
             yield f"{where}.{path}"
     for path in wanted.get("never", ()):
         if _at(one, path) is not None:
@@ -136,6 +138,7 @@ def test_the_role_decision_is_in_the_event():
     [event] = checked(access(break_glass=True, purpose="ETREAT"))
     [user] = [agent for agent in event["agent"] if agent["requestor"]]
     assert user["role"] == [{"text": "physician"}]
+    assert user["purposeOfUse"] == event["purposeOfEvent"]
     assert user["policy"] == [f"urn:authz:policy:{'ab' * 32}"]
     assert [one["coding"][0]["code"] for one in event["purposeOfEvent"]] == ["ETREAT", "BTG"]
     assert event["outcomeDesc"] == "allowed: physician on the care team"
@@ -157,8 +160,10 @@ def test_decisions_claim_no_consent():
         }
     ]
     assert event["outcome"] == "0"
-    [denied] = checked({**decision, "allowed": False, "status": 403, "reason_code": "denied"})
-    assert denied["outcome"] == "8"
+    denial = {**decision, "allowed": False, "status": 403, "reason_code": "denied"}
+    for enforced in (True, False):
+        [denied] = checked({**denial, "enforced": enforced})
+        assert denied["outcome"] == "8"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +171,9 @@ def test_decisions_claim_no_consent():
     [({}, "0"), ({"status": 304}, "0"), ({"status": 404}, "4"), ({"status": 500}, "8"),
      ({"status": None}, "8"), ({"allowed": None, "status": 403}, "8"),
      ({"allowed": None, "enforced": None, "status": 200}, "0"),  # a dry run: it was let through
-     ({"allowed": None, "enforced": None, "status": 401, "decision_id": None}, "4")],
+     ({"allowed": None, "enforced": None, "status": 401, "decision_id": None}, "4"),
+     ({"kind": "disclosure", "allowed": None, "enforced": None}, "0"),
+     ({"kind": "disclosure", "allowed": None, "enforced": None, "reason_code": "held_back"}, "8")],
 )  # fmt: skip
 def test_outcomes(values, code):
     """What became of a request, by the decision and the answer; only success claims a profile."""
@@ -175,11 +182,49 @@ def test_outcomes(values, code):
     assert all(("meta" in event) == (code == "0") for event in checked(record))
 
 
+def test_led_elsewhere():
+    """An answer that leads elsewhere is no read."""
+    [event] = checked(access(status=302))
+    assert event["outcome"] == "0"
+    assert "meta" not in event
+
+
+def test_a_purpose_that_is_none_of_the_codes():
+    """A code is told as one, however it is written, and other words as text."""
+    [event] = checked(access(purpose=" treat"))
+    assert [one["coding"][0]["code"] for one in event["purposeOfEvent"]] == ["TREAT"]
+    [event] = checked(access(purpose="patient care", break_glass=True))
+    assert event["purposeOfEvent"][0] == {"text": "patient care"}
+    assert event["purposeOfEvent"][1]["coding"][0]["code"] == "BTG"
+
+
+OF_NONE = [
+    {"path": "/api/notes/{id}", "resource_type": "DocumentReference"},  # a policy says so
+    {"method": "PUT", "path": "/{}/{}", "action": "U"},
+    {"method": "OPTIONS"},
+    {"method": "POST", "action": "C"},
+    {"method": "POST", "path": "/fhir/Patient/{id}/Observation", "action": "C"},
+    {"method": "DELETE", "path": "/fhir/Patient/{id}/_history/{}", "action": "D"},
+    {"path": None, "method": None, "action": "E"},
+    {"path": None, "method": None, "action": "C"},
+]
+
+
+@pytest.mark.parametrize("values", OF_NONE)
+def test_what_only_looks_like_an_interaction(values):
+    """By its type or its action alone a request is none of FHIR's."""
+    for kind in ("access", "disclosure"):
+        for event in checked(access(**values, kind=kind, status=200)):
+            assert "meta" not in event
+
+
 @pytest.mark.parametrize(
     ("values", "subtype"),
     [({"method": "PATCH", "action": "U"}, "patch"),
      ({"path": "/fhir/Patient/{id}/_history/{}"}, "vread"),
      ({"path": "/fhir/Patient/{id}/Observation"}, "search-type"),
+     ({"method": "POST", "path": "/fhir/Patient/_search", "action": "E"}, "search"),
+     ({"method": "PUT", "path": "/fhir/Patient", "action": "U"}, "update"),
      ({"method": "PURGE", "path": "/fhir/Patient", "action": "E"}, ""),
      ({"path": "/fhir/Patient/{id}/_history"}, "history"),
      ({"path": "/fhir/Patient/{id}/$everything", "action": "E"}, "operation"),
@@ -190,7 +235,11 @@ def test_interactions(values, subtype):
     """FHIR's interactions are told by their names, and what BALP has no pattern for claims none."""
     [event] = checked(access(**values))
     assert event.get("subtype", [{"code": ""}])[0]["code"] == subtype
-    assert ("meta" in event) == (subtype in ("patch", "vread"))
+    patterned = ("patch", "vread", "search-type", "search", "update")
+    assert ("meta" in event) == (subtype in patterned)
+    if subtype in ("search", "search-type"):
+        assert event["action"] == "E"
+        assert [one["role"]["code"] for one in event["entity"] if "query" in one] == ["24"]
 
 
 def test_a_question_without_its_values():
@@ -230,12 +279,24 @@ def test_findings_looks_and_notices():
     assert (gap["type"]["code"], gap["subtype"][0]["code"]) == ("110100", "gap")
 
 
-@settings(max_examples=50)
-@given(RECORDS)
-def test_any_record(record):
+_PATHS = st.lists(
+    st.sampled_from(["fhir", "Patient", "Observation", "{id}", "{}", "_history", "_search", "x"]),
+    max_size=4,
+).map(lambda segments: "/" + "/".join(segments))
+ASKED = st.fixed_dictionaries({
+    "path": _PATHS, "action": st.sampled_from([*"CRUDE", ""]),
+    "method": st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", ""]),
+    "status": st.sampled_from([200, 201, 204, 302, 304, 404, 500, 0]),
+    "resource_type": st.sampled_from(["Patient", "Observation", "chart", ""]),
+})  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(RECORDS, st.one_of(st.just({}), ASKED))
+def test_any_record(record, asked):
     """Whatever a record holds, its events are FHIR, and have what the profiles that they claim
     demand."""
-    record["patients"] = record.get("patients", [])[:3]
+    record = {**record, **asked, "patients": record.get("patients", [])[:3]}
     for kind in ("access", "decision", "disclosure", "finding", "notice"):
         for event in checked({**record, "kind": kind}):
             assert event["entity"]

@@ -323,6 +323,7 @@ def test_against_a_fold_in_memory(log, facts, asked, limit, many):
             expected.setdefault(number, set()).add(how)
     with patch.object(lookups, "_MOST_AT_ONCE", 1 if many else 20_000):
         found, days = look_up_with_days(log.client, tokens(*sorted(asked)), Window(), limit)
+    assert sum(one.requests for one in days) == len(expected)
     own = [token for [token] in tokens(*sorted(asked))]
     assert days == timelines.of_patient(log.client, own, Window())
     shown = {int(r.decision_id[1:]): set(r.known) for r in found.requests}

@@ -1,7 +1,7 @@
 """Codes of FHIR R4 AuditEvents, and IHE's Basic Audit Log Patterns (BALP): which pattern a request
 follows. https://profiles.ihe.net/ITI/BALP"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -77,38 +77,57 @@ PATTERNS: Final[Mapping[str, Pattern]] = {
     "D": Pattern("Delete", APPLICATION, CUSTODIAN, AUTHOR),
     "E": Pattern("Query", SOURCE, DESTINATION, RECIPIENT),
 }
-_PATTERNED: Final = frozenset("read vread create update patch delete search".split())
+SEARCHES: Final = ("search", "search-type")
+_PATTERNED: Final = frozenset(("read", "vread", "create", "update", "patch", "delete", *SEARCHES))
+_READS: Final = ("GET", "HEAD", "")  # an answer's record has no method
+# By what follows a type in a path: what each method does there, if the record's action is that too.
+_SHAPES: Final[Mapping[tuple[str, ...], Mapping[str, Mapping[str, str]]]] = {
+    (): {
+        "search": dict.fromkeys(_READS, "RE"), "create": {"POST": "C", "": "C"},
+        "update": {"PUT": "U", "": "U"}, "patch": {"PATCH": "U"},
+        "delete": {"DELETE": "D", "": "D"},
+    },
+    ("_search",): {"search": dict.fromkeys(("POST", *_READS), "RE")},
+    ("{}",): {
+        "read": dict.fromkeys(_READS, "R"), "update": {"PUT": "U", "": "U"},
+        "patch": {"PATCH": "U"}, "delete": {"DELETE": "D", "": "D"},
+    },
+    ("{}", "_history", "{}"): {"vread": dict.fromkeys(_READS, "R")},
+    ("{}", "_history"): {"history": dict.fromkeys(_READS, "RE")},
+    ("_history",): {"history": dict.fromkeys(_READS, "RE")},
+    # Within a compartment: the resources of a type that are a patient's.
+    ("{}", "Type"): {"search-type": dict.fromkeys(_READS, "RE")},
+    ("{}", "Type", "_search"): {"search-type": dict.fromkeys(("POST", *_READS), "RE")},
+}  # fmt: skip
 
 
 def interaction(record: Mapping[str, Any]) -> str:
     """FHIR's name of what a request did (restful-interaction), by method and path template; empty
-    for what is none of FHIR's."""
+    for what is none of FHIR's, also where a policy gave the resource a type of FHIR's."""
     segments = str(record.get("path", "")).strip("/").split("/")
-    method, action = record.get("method", ""), record.get("action", "")
+    method, action = str(record.get("method", "")), str(record.get("action", ""))
     if any(segment.startswith("$") for segment in segments):
         return "operation"
-    if not resource_type(record):
+    types = [at for at, segment in enumerate(segments) if segment in RESOURCE_TYPES]
+    if not types:
         return "capabilities" if segments[-1] == "metadata" else ""
-    if action == "R":
-        return _read(segments)
-    if action == "U":
-        return "patch" if method == "PATCH" else "update"
-    if action == "E":
-        return "search" if method in ("GET", "HEAD", "POST", "") else ""
-    return {"C": "create", "D": "delete"}.get(str(action), "")
+    shape = tuple(_form(segment) for segment in segments[types[0] + 1 :])
+    for name, methods in _SHAPES.get(shape, {}).items():
+        if action and action in methods.get(method, ""):
+            return name
+    return ""
 
 
-def _read(segments: Sequence[str]) -> str:
-    if "_history" in segments:
-        return "history" if segments[-1] == "_history" else "vread"
-    if segments[-1] == "{id}":
-        return "read"
-    return "search-type" if segments[-1] in RESOURCE_TYPES else ""  # within a compartment
+def _form(segment: str) -> str:
+    if segment in RESOURCE_TYPES:
+        return "Type"
+    return "{}" if segment.startswith("{") else segment
 
 
-def has_pattern(interacted: str) -> bool:
-    """Whether BALP has one for it."""
-    return interacted in _PATTERNED
+def has_pattern(interacted: str, status: object) -> bool:
+    """Whether BALP has one for it: for what was done, and not led elsewhere."""
+    done = isinstance(status, int) and (200 <= status < 300 or status == 304)
+    return done and interacted in _PATTERNED
 
 
 def resource_type(record: Mapping[str, Any]) -> str:

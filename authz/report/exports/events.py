@@ -16,6 +16,7 @@ from urllib.parse import quote
 from authz.report.exports import balp
 from authz.report.exports.balp import Json, coding, concept
 from authz.report.exports.cells import time_text
+from authz.report.purposes import LEFT_OUT, WORDS
 
 SYSTEM = "urn:authz:"
 """Of identifiers and codes of ours; then subject, patient-token, resource, record, decision,
@@ -45,7 +46,7 @@ def audit_events(record: Record) -> Iterator[Json]:
         common = _look(record)
     else:
         common = _told(record)
-    patients = record.get("patients") or [""]
+    patients = _patients(record) or [""]
     name = f"{_short(record.get('origin', ''))}-{record.get('index', 0)}"
     for number, patient in enumerate(patients, 1):
         several = f"-{number}" if len(patients) > 1 else ""
@@ -58,31 +59,35 @@ def audit_events(record: Record) -> Iterator[Json]:
 def outcome(record: Record) -> str:
     """What became of it, by AuditEvent's codes (DICOM's): a denial ended the action, and is 8, as
     in BALP's own example of one; 4 is what the service or Envoy refused (HTTP 4xx); 8 is also an
-    answer of 5xx, and none."""
-    if not record.get("allowed") and record.get("enforced"):
+    answer of 5xx, none, and one that was held back."""
+    kind, status = record.get("kind"), record.get("status", 0)
+    if not record.get("allowed") and (record.get("enforced") or kind == "decision"):
         return _SERIOUS
-    status = record.get("status", 0)
-    if record.get("kind") == "decision" or 100 <= status < 400:
+    if kind == "disclosure" and record.get("reason_code") == "held_back":
+        return _SERIOUS
+    if kind == "decision" or 100 <= status < 400:
         return _SUCCESS
     return _MINOR if 400 <= status < 500 else _SERIOUS
 
 
 def _request(record: Record) -> Json:
     """A request, as Envoy told it (an access), or as its answer was seen (a disclosure)."""
-    action = record.get("action", "")
-    pattern = balp.PATTERNS.get(action, balp.PATTERNS["E"])
     interacted = balp.interaction(record)
+    action = record.get("action", "")
+    if interacted in balp.SEARCHES or action not in balp.PATTERNS:
+        action = "E"
+    pattern = balp.PATTERNS[action]
     told = _common(record, balp.REST, balp.APPLICATION_SERVER)
     if interacted:
         told["subtype"] = [coding(balp.INTERACTION, interacted)]
-    told["action"] = action if action in balp.PATTERNS else "E"
+    told["action"] = action
     told["agent"] = [
         *_user(record, pattern.user), _client(record, pattern.client),
         _server(record, pattern.server),
     ]  # fmt: skip
     told["entity"] = [_object(record, interacted), *_links(record)]
-    if told["outcome"] == _SUCCESS and balp.has_pattern(interacted):
-        profile = pattern.profile(patient=bool(record.get("patients")))
+    if told["outcome"] == _SUCCESS and balp.has_pattern(interacted, record.get("status")):
+        profile = pattern.profile(patient=bool(_patients(record)))
         told = {"meta": {"profile": [profile]}, **told}
     return told
 
@@ -154,10 +159,16 @@ def _common(record: Record, kind: Json, source: Json) -> Json:
 
 
 def _purposes(record: Record) -> list[Json]:
-    codes = [_code(record["purpose"])] if record.get("purpose") else []
+    """Codes of v3-ActReason, and as text what is none of them."""
+    codes = [record["purpose"]] if record.get("purpose") else []
     if record.get("break_glass"):
         codes.append("BTG")  # break the glass
-    return [concept(coding(balp.ACT_REASON, code)) for code in dict.fromkeys(codes)]
+    found = []
+    for told in codes:
+        code = told.strip().upper()
+        known = code in WORDS or code in LEFT_OUT
+        found.append(concept(coding(balp.ACT_REASON, code)) if known else {"text": _text(told)})
+    return [one for at, one in enumerate(found) if one not in found[:at]]
 
 
 def _user(record: Record, kind: Json) -> list[Json]:
@@ -210,21 +221,25 @@ def _writer(record: Record) -> Json:
 def _object(record: Record, interacted: str) -> Json:
     """What was asked for: a question, without the values that are not recorded, or a resource."""
     asked = f"{record.get('method', '')} {record.get('path', '')}".strip()
-    if interacted == "search":
+    if interacted in balp.SEARCHES:
         query = base64.b64encode(asked.encode()).decode()
         return {"type": balp.SYSTEM_OBJECT, "role": balp.QUERY, "query": query}
     what: Json = {}
-    kind = record.get("resource_type", "")
-    if kind and balp.resource_type(record) == kind:
+    kind = balp.resource_type(record)
+    if kind:
         what["type"] = kind
     if identifier := record.get("resource_id"):
         system = "patient-token" if kind == "Patient" else "resource"
         what["identifier"] = _identifier(system, identifier)
     if asked:
         what["display"] = _text(asked)
-    return {
-        "type": balp.SYSTEM_OBJECT, "role": balp.DOMAIN_RESOURCE, "what": what or _UNKNOWN
-    }  # fmt: skip
+    if not what.keys() & {"identifier", "display"}:
+        what |= _UNKNOWN
+    return {"type": balp.SYSTEM_OBJECT, "role": balp.DOMAIN_RESOURCE, "what": what}
+
+
+def _patients(record: Record) -> list[str]:
+    return [one for one in record.get("patients", ()) if one]
 
 
 def _patient(token: str) -> Json:
