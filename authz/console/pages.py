@@ -71,7 +71,7 @@ class Pages:
             records=[words.whole(one) for one in found], revision=revision,
             policy=_readable(stored[0].text) if stored else "", explained=explained,
             names=await visit.names([str((decision or asked).get("subject", ""))]),
-            fields=[field.name for field in FIELDS], times=_TIMES,
+            fields=words.IN_ORDER, times=_TIMES,
         )  # fmt: skip
 
     async def proof(self, visit: Visit) -> Response:

@@ -16,6 +16,15 @@ ACTIONS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 _EMPTY = {"text": "", "texts": (), "bool": False, "int": 0, "time": 0}
+_YEAR_10000_US = 253_402_300_800_000_000
+# What people ask of a record first: who, why, what, how it ended, from where.
+_FIRST = (
+    "time", "subject", "roles", "tenant", "purpose", "reason", "break_glass", "action",
+    "resource_type", "resource_id", "method", "path", "patients", "allowed", "enforced",
+    "reason_code", "policy_revision", "status", "source_ip", "country", "user_agent",
+)  # fmt: skip
+IN_ORDER: Final = [*_FIRST, *(field.name for field in FIELDS if field.name not in _FIRST)]
+"""A record's fields as a page has them."""
 
 
 def whole(record: Record) -> dict[str, object]:
@@ -24,9 +33,11 @@ def whole(record: Record) -> dict[str, object]:
 
 
 def moment(time_us: int) -> str:
-    """As people read it, UTC."""
+    """As people read it, UTC; what somebody wrote that is no time of the calendar, as it is."""
     if not time_us:
         return ""
+    if not 0 < time_us < _YEAR_10000_US:
+        return f"{time_us} µs"
     return f"{datetime.fromtimestamp(time_us / 1_000_000, UTC):%Y-%m-%d %H:%M:%S}"
 
 
@@ -36,7 +47,9 @@ def date_of(time_us: int) -> date:
 
 
 def day(time_us: int) -> str:
-    return f"{datetime.fromtimestamp(time_us / 1_000_000, UTC):%-d %B %Y}" if time_us else "?"
+    if not 0 < time_us < _YEAR_10000_US:
+        return "?"
+    return f"{datetime.fromtimestamp(time_us / 1_000_000, UTC):%-d %B %Y}"
 
 
 def standing(overview: Overview, report: Report | None, verified_at: int) -> str:
