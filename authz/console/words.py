@@ -38,18 +38,18 @@ def moment(time_us: int) -> str:
         return ""
     if not 0 < time_us < _YEAR_10000_US:
         return f"{time_us} µs"
-    return f"{datetime.fromtimestamp(time_us / 1_000_000, UTC):%Y-%m-%d %H:%M:%S}"
+    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def date_of(time_us: int) -> date:
     """The day of a time, UTC."""
-    return datetime.fromtimestamp(time_us / 1_000_000, UTC).date()
+    return datetime.fromtimestamp(time_us // 1_000_000, UTC).date()
 
 
 def day(time_us: int) -> str:
     if not 0 < time_us < _YEAR_10000_US:
         return "?"
-    return f"{datetime.fromtimestamp(time_us / 1_000_000, UTC):%-d %B %Y}"
+    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%-d %B %Y}"
 
 
 def standing(overview: Overview, report: Report | None, verified_at: int) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from authz.console import words
-from authz.record import FIELDS, MAX_INT
+from authz.record import FIELDS
 
 
 @pytest.mark.parametrize("time_us", [1, 1_790_000_000_123_456, 253_402_300_799_999_999])
@@ -12,7 +12,7 @@ def test_a_time(time_us):
     assert words.day(time_us) != "?"
 
 
-@pytest.mark.parametrize("time_us", [-1, 253_402_300_800_000_000, MAX_INT, 2**63 - 1])
+@pytest.mark.parametrize("time_us", [-1, 253_402_300_800_000_000, 2**63 - 1])
 def test_what_is_no_time(time_us):
     """A number that somebody wrote into the table in a time's place stops no page."""
     assert words.moment(time_us) == f"{time_us} µs"
