@@ -65,11 +65,11 @@ class Pages:
         decision = next((one for one in found if one["kind"] == "decision"), None)
         revision = str((decision or asked).get("policy_revision", ""))
         stored = await self._store.ask(policies.find, revision, 1) if revision else []
-        explained = await self._explained(decision or asked, tokens)
+        feeds, explained = await self._explained(decision or asked, tokens)
         return await visit.show(
             "record.html", told=words.whole(decision or asked),
             records=[words.whole(one) for one in found], revision=revision,
-            policy=_readable(stored[0].text) if stored else "", explained=explained,
+            policy=_readable(stored[0].text) if stored else "", explained=explained, feeds=feeds,
             names=await visit.names([str((decision or asked).get("subject", ""))]),
             fields=words.IN_ORDER, times=_TIMES,
         )  # fmt: skip
@@ -152,10 +152,13 @@ class Pages:
             may_name=await self._site.access.may(visit.person, "names"),
         )  # fmt: skip
 
-    async def _explained(self, record: Record, tokens: Sequence[str]) -> list[tuple[str, str]]:
-        """Each patient of a request, and what explains that it was looked at."""
-        found = await self._store.ask(_explanations, record, tokens)
-        return [(token, found.get(number, "")) for number, token in enumerate(tokens, 1)]
+    async def _explained(
+        self, record: Record, tokens: Sequence[str]
+    ) -> tuple[Sequence[str], list[tuple[str, str]]]:
+        """The feeds of reasons that are loaded; each patient of a request, and what explains that
+        it was looked at."""
+        feeds, found = await self._store.ask(_explanations, record, tokens)
+        return feeds, [(token, found.get(number, "")) for number, token in enumerate(tokens, 1)]
 
 
 _TIMES = frozenset(field.name for field in FIELDS if field.type == "time")
@@ -206,8 +209,12 @@ def _short(token: str) -> str:
     return f"{token.partition('.')[2][:8]}…"
 
 
-def _explanations(client: Client, record: Record, tokens: Sequence[str]) -> dict[int, str]:
+def _explanations(
+    client: Client, record: Record, tokens: Sequence[str]
+) -> tuple[Sequence[str], dict[int, str]]:
+    """The feeds of reasons that are loaded, and by a patient's number what explains the look."""
     numbers = {token: number for number, token in enumerate(tokens, 1)}
     subject, time = str(record.get("subject", "")), cast(int, record.get("time", 0))
-    _, [found] = explanations(client, numbers, [Asked(subject, time, tuple(numbers.values()))])
-    return {one.patient: one.kind.replace("_", " ") for one in found}
+    asked = Asked(subject, time, tuple(numbers.values()))
+    feeds, [found] = explanations(client, numbers, [asked])
+    return feeds, {one.patient: one.kind.replace("_", " ") for one in found}
