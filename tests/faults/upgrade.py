@@ -31,7 +31,7 @@ from authz.store import migrations
 from authz.store.client import connect
 
 CHECKOUT = Path(__file__).parents[2]
-BEFORE = "58c6333981f4658bf0323f895539dac8453aea26"  # the last with schema 6
+BEFORE = "8b270cddf08cafadf790583151a08932d244035f"  # the last with schema 7
 NOW = [sys.executable, "-m", "authz"]
 ORDERS = (("schema", "receiver", "ext-authz"), ("ext-authz", "schema", "receiver"))
 
