@@ -57,7 +57,6 @@ _SETTINGS = {
     "prefer_localhost_replica": 0,
     "max_replica_delay_for_distributed_queries": 1,
     "log_comment": LOG_COMMENT,
-    "send_profile_events": 0,  # counters that nobody here reads, in which each answer is wrapped
 }
 
 

@@ -23,7 +23,7 @@ CALLS = "openat,open,creat,mkdir,unlink,rename,renameat,renameat2,connect"
 # Of the system and of the program itself: read by every process.
 SYSTEM = (
     sys.prefix, sys.base_prefix, str(CHECKOUT / "authz"), str(TRACED.parent),
-    "/etc", "/usr", "/lib", "/proc", "/sys", "/dev",
+    "/etc", "/usr", "/lib", "/proc", "/sys", "/dev", "/var/db/zoneinfo",
 )  # fmt: skip
 # What anybody may read.
 PUBLIC = {"checkpoint", "trust.yaml"}
