@@ -225,15 +225,12 @@ def test_slow_disk(mode, tmp_path):
         time.sleep(1)
         after = send(stack, "/fhir/metadata")
         found = account(stack)
-    statuses = Counter(answer.status for answer in late + together)
-    # A sync that strace does not hold up, once in many runs, is a disk that was quick.
-    assert statuses[503] >= 20, statuses
-    assert statuses.keys() <= {200, 503}, statuses
+    assert Counter(answer.status for answer in late + together) == {503: 24}
     assert after[0].status == 200
     for answer in late + together:
-        last, reached = found.decisions[answer.trace][-1], found.accesses[answer.trace][0].upstream
-        assert (last.allowed, bool(reached)) == (answer.status == 200, answer.status == 200)
-        assert last.reason_code == ("allowed" if last.allowed else "deadline")
+        rows = found.decisions[answer.trace]
+        assert (rows[-1].reason_code, rows[-1].allowed) == ("deadline", False)
+        assert not found.accesses[answer.trace][0].upstream
     assert (found.report.verified, found.report.gaps) == (True, {})
 
 
