@@ -163,12 +163,14 @@ def test_opa_misbehaves(faulty_opa, mode, tmp_path):
 
 
 @contextlib.contextmanager
-def injected(stack: Stack, what: str) -> Iterator[None]:
-    """The kernel's answers to ext-authz's `fdatasync` replaced, by strace."""
+def injected(stack: Stack, what: str) -> Iterator[Path]:
+    """The kernel's answers to ext-authz's `fdatasync` replaced, by strace, which tells each with
+    its thread and how long it took in the file that this gives."""
     process = stack.parts["ext-authz"].process
     assert process is not None
     strace = program("strace", "strace")
-    command = [strace, "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync",
+    told = stack.data_dir / "fdatasync"
+    command = [strace, "-f", "-tt", "-T", "-o", str(told), "-e", "trace=fdatasync",
                "-e", f"inject=fdatasync:{what}", "-p", str(process.pid)]  # fmt: skip
     tracing = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     tasks = Path(f"/proc/{process.pid}/task")
@@ -179,7 +181,7 @@ def injected(stack: Stack, what: str) -> Iterator[None]:
                 break
             time.sleep(0.05)
         assert all(traced), "strace does not trace here"
-        yield
+        yield told
     finally:
         tracing.terminate()
         tracing.wait()
@@ -219,13 +221,14 @@ def test_slow_disk(mode, tmp_path):
     word on record is that denial."""
     stack = Stack(tmp_path / "data", bootstrap=mode, timeout_ms=400)
     with running(stack, lambda _: None):
-        with injected(stack, "delay_enter=900000"):
+        with injected(stack, "delay_enter=900000") as syncs:
             late = send(stack, *["/fhir/metadata"] * 4)
             together = send(stack, *["/fhir/metadata"] * 20, together=True)
         time.sleep(1)
         after = send(stack, "/fhir/metadata")
         found = account(stack)
-    assert Counter(answer.status for answer in late + together) == {503: 24}
+    statuses = Counter(answer.status for answer in late + together)
+    assert statuses == {503: 24}, syncs.read_text()
     assert after[0].status == 200
     for answer in late + together:
         rows = found.decisions[answer.trace]
