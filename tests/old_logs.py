@@ -12,8 +12,8 @@ from authz.ledger import TILE_WIDTH, Place, leaf_hash, tree_hash
 from authz.receiver import sequence
 from authz.record import canonical
 from authz.retention import SIX_YEARS, Spans, expired_notice
+from authz.store import checkpoints, rows
 from authz.store import retention as store
-from authz.store import rows
 from authz.store.tiles import Tiles
 from authz.verify.expiry import Expiries
 
@@ -125,7 +125,7 @@ def left(client, origin=SIGNER.name):
 
 
 def size_of(client, origin=SIGNER.name):
-    return store.newest(client)[origin]
+    return checkpoints.sizes(client)[origin]
 
 
 def records(client, origin=SIGNER.name):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from authz.errors import UnavailableError
 from authz.retention import Expired, Expiry, Hold, Rule, Spans, holds_in_force
+from authz.store import checkpoints
 from authz.store import retention as store
 from authz.store.client import Client
 from authz.verify.expiry import Expiries
@@ -185,7 +186,7 @@ class _Run:
 
     def tell(self, tell: Tell) -> bool:
         """Steps 4 and 5; whether what was told may be dropped."""
-        sizes = store.newest(self._client)
+        sizes = checkpoints.sizes(self._client)
         self._progress.begin("telling what expires")
         told = self._outcome.notice = tell(list(self._notices()))
         until = time.monotonic() + _STORED_SECONDS

@@ -27,7 +27,7 @@ from authz.files import is_open
 from authz.ledger import HASH_BYTES, Place
 from authz.ledger.tiles import ENTRIES, pack, width_at
 from authz.ledger.tree import TILE_WIDTH
-from authz.store import tiles
+from authz.store import checkpoints, tiles
 
 _LOGS_SECONDS = 10  # how long it is believed which logs there are
 _LEAST_TOKEN = 32
@@ -102,7 +102,7 @@ class LogApi:
             return str(request.path_params["origin"])
         until, known = self._logs
         if time.monotonic() > until:
-            known = await self.store.ask(tiles.logs)
+            known = list(await self.store.ask(checkpoints.sizes))
             self._logs = time.monotonic() + _LOGS_SECONDS, known
         if len(known) == 1:
             return known[0]

@@ -32,7 +32,7 @@ from authz.serve import grpc_server
 from authz.serve.queries import Queries
 from authz.serve.webhooks import Webhooks
 from authz.serve.writer import Writer, now_us
-from authz.store import watched
+from authz.store import checkpoints, watched
 from authz.store.client import QUERY_ERRORS, Client, connect, explain
 from authz.store.findings import glass
 from authz.store.lookups import Window
@@ -93,7 +93,7 @@ class Watch:
             self._detector.feeds, self._newer = newer, None
         batch: list[Record] = []
         reached = {}
-        for origin, size in watched.sizes(self._client).items():
+        for origin, size in checkpoints.sizes(self._client).items():
             first = self._next(origin)
             reached[origin] = max(min(size, first + _MOST), first)
             batch += watched.following(self._client, origin, first, reached[origin])

@@ -41,7 +41,7 @@ from authz.errors import UsageError
 from authz.files import replace_file
 from authz.record import Record, place_of
 from authz.report.messages import FORMS, Manner
-from authz.store import findings
+from authz.store import checkpoints, findings
 from authz.store.client import QUERY_ERRORS, connect, explain
 
 SENT = Counter("authz_webhook_sent", "Posts of findings, by how they ended", ["form", "result"])
@@ -155,7 +155,7 @@ class Webhooks:
         asking = asyncio.get_running_loop().run_in_executor
         try:
             if hook.sent is None:
-                ends = await asking(self._asking, findings.ends, self._client)
+                ends = await asking(self._asking, checkpoints.sizes, self._client)
                 hook.save({origin: size - 1 for origin, size in ends.items()})
             sent = hook.sent or {}
             return await asking(self._asking, findings.after, self._client, sent, _AT_ONCE)

@@ -46,6 +46,12 @@ def newest(client: Client) -> list[Newest]:
     return found
 
 
+def sizes(client: Client) -> dict[str, int]:
+    """Of each log, how many records are sealed, and so stored for certain: a checkpoint comes after
+    its rows."""
+    return {one.origin: one.size for one in newest(client)}
+
+
 def foreign(client: Client, sealed: Checkpoint, keys: Sequence[Verifier]) -> str:
     """What the database holds of our own log that we never sealed, in words; empty if nothing.
 

@@ -93,12 +93,6 @@ def glass(client: Client, window: Window = EVER) -> list[Record]:
     return _select(client, f"({_GLASS}) AND {window.condition}", window.values, _NAMES)
 
 
-def ends(client: Client) -> dict[str, int]:
-    """Of each log the number of records that are stored for certain: a checkpoint comes after its
-    rows."""
-    return {one.origin: one.size for one in checkpoints.newest(client)}
-
-
 def after(client: Client, told: Mapping[str, int], limit: int) -> list[Record]:
     """The first `limit` findings beyond those of index `told` in each log (all of a log that is not
     in it), in the order in which they were sealed."""
@@ -106,7 +100,7 @@ def after(client: Client, told: Mapping[str, int], limit: int) -> list[Record]:
     condition = f"{_RAISED} AND origin = %(origin)s AND index > %(told)s AND index < %(end)s"
     # `rows.select` has no limit of its own: the places come first, the records of few after them.
     query = f"SELECT DISTINCT index FROM audit_log WHERE {condition} ORDER BY index LIMIT %(limit)s"
-    for origin, end in ends(client).items():
+    for origin, end in checkpoints.sizes(client).items():
         values = {"origin": origin, "told": told.get(origin, -1), "end": end, "limit": limit}
         places = [(origin, index) for (index,) in client.execute(query, values)]
         found += at(client, places)

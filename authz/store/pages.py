@@ -17,6 +17,7 @@ from authz.store.lookups import EVER, KINDS, REQUEST, Window, as_text, concernin
 
 _HOUR_US = 3_600 * 1_000_000
 _DAY_US = 24 * _HOUR_US
+_HALF_A_YEAR_US = 180 * _DAY_US
 _APART_US = 600 * 1_000_000  # the records of one request are sealed within this, nearly always
 _LISTED = (
     "origin", "index", "sealed_at", "time", "kind", "subject", "roles", "tenant", "purpose",
@@ -233,20 +234,29 @@ def _first(client: Client, origins: Sequence[str]) -> int:
 
 def _unexplained(client: Client, now_us: int) -> tuple[str, int, int] | None:
     """As it was last told: each day it is, where `authz watch` runs."""
-    for window in (Window(now_us - 30 * _DAY_US), EVER):
-        found = client.execute(
-            f"SELECT details FROM notices WHERE event = 'watch_day' AND {window.condition}"
-            " ORDER BY sealed_at DESC LIMIT 1",
-            window.values,
+    for (details,) in _notices(client, "details", "watch_day", now_us, 1):
+        told = details_of({"details": details})
+        return (
+            str(told.get("date", "")),
+            int(told.get("charts", 0)),
+            int(told.get("unexplained", 0)),
         )
-        for (details,) in found:
-            told = details_of({"details": details})
-            return (
-                str(told.get("date", "")),
-                int(told.get("charts", 0)),
-                int(told.get("unexplained", 0)),
-            )
     return None
+
+
+def _notices(client: Client, columns: str, event: str, now_us: int, limit: int) -> Sequence[Any]:
+    """Of the newest notices of an event, `limit` at most. Those of half a year are mostly enough,
+    and are asked for first."""
+    found: Sequence[Any] = ()
+    for window in (Window(now_us - _HALF_A_YEAR_US), EVER):
+        query = (
+            f"SELECT {columns} FROM notices WHERE event = %(event)s AND {window.condition}"
+            " ORDER BY sealed_at DESC LIMIT %(limit)s"
+        )
+        found = client.execute(query, {"event": event, "limit": limit, **window.values})
+        if len(found) == limit:
+            break
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,14 +348,6 @@ def people_in(client: Client, role: str, limit: int, days: int = 60) -> list[tup
 
 def policy_changes(client: Client, now_us: int, limit: int) -> list[tuple[int, str, str]]:
     """When which revision came into force, and at whose: the newest first."""
-    found: list[tuple[int, str, str]] = []
-    for window in (Window(now_us - 180 * _DAY_US), EVER):
-        found = client.execute(
-            "SELECT toUnixTimestamp64Micro(time), policy_revision, writer FROM notices"
-            f" WHERE event = 'policy_loaded' AND {window.condition}"
-            " ORDER BY sealed_at DESC LIMIT %(limit)s",
-            {"limit": limit, **window.values},
-        )
-        if len(found) == limit:
-            break
+    columns = "toUnixTimestamp64Micro(time), policy_revision, writer"
+    found = _notices(client, columns, "policy_loaded", now_us, limit)
     return [(at, as_text(revision), as_text(writer)) for at, revision, writer in found]

@@ -61,12 +61,6 @@ def later(client: Client, before_us: int) -> dict[str, int]:
     return {text(origin, 1024): first for origin, first in found}
 
 
-def newest(client: Client) -> dict[str, int]:
-    """Of each log the size of its newest checkpoint."""
-    found = client.execute("SELECT origin, max(size) FROM checkpoints GROUP BY origin")
-    return {text(origin, 1024): size for origin, size in found}
-
-
 def covered(client: Client, origin: str, size: int) -> tuple[int, str] | None:
     """The log's first checkpoint of at least that size, with its note."""
     query = (

@@ -13,7 +13,6 @@ from authz.ledger import HASH_BYTES, Place
 from authz.record import canonical, text
 from authz.store import rows
 
-_LOGS = "SELECT DISTINCT origin FROM checkpoints ORDER BY origin LIMIT 1000"
 # A checkpoint may be there once more with the signatures of witnesses.
 _SIGNATURES = "countSubstrings(note, '\\n\N{EM DASH} ')"
 _NEWEST = (
@@ -71,11 +70,6 @@ class Found:
 
     def __str__(self) -> str:
         return f"{self.origin}@{self.index}"
-
-
-def logs(client: Client) -> list[str]:
-    """The origins of the logs that have checkpoints, 1000 at most."""
-    return [text(origin, 1024) for (origin,) in client.execute(_LOGS)]
 
 
 def newest_checkpoint(client: Client, origin: str) -> tuple[int, str] | None:

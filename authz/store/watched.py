@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from authz.record import Record
-from authz.store import checkpoints, rows
+from authz.store import rows
 from authz.store.client import Client
 
 _SINCE = (
@@ -17,11 +17,6 @@ _KEYS = (
 DAY = "watch_day"
 """The event of a notice that says how a day was that is over."""
 _DAY = f"SELECT max(JSONExtractUInt(details, 'day')) FROM notices WHERE event = '{DAY}'"
-
-
-def sizes(client: Client) -> dict[str, int]:
-    """Of each log, how many records are sealed."""
-    return {one.origin: one.size for one in checkpoints.newest(client)}
 
 
 def first_since(client: Client, origin: str, since_us: int) -> int:

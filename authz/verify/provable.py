@@ -24,8 +24,8 @@ from authz.ledger.proofs import edge_of
 from authz.record import Record, canonical
 from authz.retention.notices import HOLD, place_of
 from authz.retention.spans import Spans
+from authz.store import checkpoints, rows
 from authz.store import retention as store
-from authz.store import rows
 from authz.store.client import Client
 from authz.store.tiles import Tiles
 
@@ -58,7 +58,7 @@ class Provable:
     def notices(self, records: Iterable[Record]) -> list[Record]:
         """Those of `records` that are what their logs have sealed. What is not sealed yet counts
         if it is a hold. Raises `NotProvableError`."""
-        sizes = store.newest(self._client)
+        sizes = checkpoints.sizes(self._client)
         found = []
         for record in records:
             origin, index = place_of(record)

@@ -18,6 +18,7 @@ from authz.detect.break_glass import NO_REASON, UNREVIEWED, Uses, late, use_of, 
 from authz.detect.record import finding_record, key_of
 from authz.record import notice
 from authz.report.findings import find, find_one, fold, opinion
+from authz.store import checkpoints
 from authz.store import findings as stored
 from authz.store.lookups import Window
 
@@ -128,7 +129,7 @@ def test_after(log):
     stored for certain."""
     assert stored.after(log.client, {}, 10) == []
     keep(log, *(finding(number) for number in range(5)), use())
-    assert stored.ends(log.client) == {"test/receiver": 6}
+    assert checkpoints.sizes(log.client) == {"test/receiver": 6}
     places = [record.get("index", 0) for record in stored.after(log.client, {}, 3)]
     assert places == [0, 1, 2]
     rest = stored.after(log.client, {"test/receiver": 2}, 3)

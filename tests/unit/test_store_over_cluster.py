@@ -25,6 +25,7 @@ from authz.record import FIELDS, notice, place_of
 from authz.report import kinds
 from authz.report.kinds import Frame
 from authz.store import (
+    checkpoints,
     exports,
     findings,
     lookups,
@@ -161,7 +162,7 @@ QUESTIONS = {
     "findings": lambda c, _: (findings.raised(c), findings.said(c, 0), findings.glass(c)),
     "findings to tell": lambda c, _: findings.after(c, {}, 10),
     "what watch reads": lambda c, logs: (
-        watched.sizes(c), watched.told(c, 0), watched.told_day(c),
+        checkpoints.sizes(c), watched.told(c, 0), watched.told_day(c),
         [watched.first_since(c, log, LATELY.since_us) for log in logs],
         [list(watched.following(c, log, 10, 30)) for log in logs],
     ),
