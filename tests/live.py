@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from programs import until
 from yarl import URL
 
 from authz.demo.people import PEOPLE, Request
@@ -132,12 +133,14 @@ class Caller:
 
 
 def during(
-    disturb: Callable[[], None], stack: Stack, requests: Iterator[Request], workers: int = 4
-) -> list[Answer]:
-    """The answers to `requests`, sent without a pause while `disturb` runs in a thread."""
+    disturb: Callable[[], None], stack: Stack, requests: Iterator[Request], workers: int = 4,
+    answers: list[Answer] | None = None,
+) -> list[Answer]:  # fmt: skip
+    """The answers to `requests`, sent without a pause while `disturb` runs in a thread; `answers`
+    is where they are put as they come."""
+    answers = [] if answers is None else answers
 
     async def run() -> list[Answer]:
-        answers: list[Answer] = []
         done = asyncio.Event()
         async with Caller(stack) as caller:
 
@@ -159,6 +162,16 @@ def during(
         return answers
 
     return asyncio.run(run())
+
+
+def passed(answers: list[Answer], count: int) -> bool:
+    """Wait until `count` more of `answers` were let through."""
+    before = _let_through(answers)
+    return until(lambda: _let_through(answers) >= before + count, 60)
+
+
+def _let_through(answers: list[Answer]) -> int:
+    return sum(answer.status == 200 for answer in answers)
 
 
 @dataclass(frozen=True, slots=True)

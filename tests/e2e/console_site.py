@@ -99,14 +99,16 @@ def console(site, *, port=None, identity=None, store=None, **console_options):
             assert process.wait(60) == 0
 
 
-def looks(site):
-    """Each look on record: who, at what, why, whose data, and what else was asked."""
+def looks(site, who=""):
+    """Each look on record: who, at what, why, whose data, and what else was asked. Of one person,
+    in the order in which they looked: those of several consoles arrive as they come."""
     with connect(site.store) as client:
         query = (
             "SELECT subject, JSONExtractString(details, 'command'), reason, patients, details"
-            " FROM notices WHERE event = 'look' ORDER BY index"
+            " FROM notices WHERE event = 'look' AND (subject = %(who)s OR %(who)s = '')"
+            " ORDER BY index"
         )
-        return client.execute(query)
+        return client.execute(query, {"who": who})
 
 
 def mark_in(text):

@@ -8,7 +8,7 @@ from random import Random
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from live import ACCOUNTS, Answer, Tuned, account, during, told
+from live import ACCOUNTS, Answer, Tuned, account, during, passed, told
 
 from authz.demo.people import PATIENTS, Request, patient_id
 from authz.demo.stack import running
@@ -44,8 +44,11 @@ def test_killed(way, part, tmp_path):
     stack = Tuned(tmp_path / "data", envoy=off, receiver=ACCOUNTS)
     random = Random(7)
 
+    sent: list[Answer] = []
+
     def disturb() -> None:
         for _ in range(KILLS):
+            assert passed(sent, 60 // KILLS)
             time.sleep(random.uniform(0.2, 0.8))
             stack.parts[part].kill()
             time.sleep(random.uniform(0, 0.2))
@@ -53,7 +56,8 @@ def test_killed(way, part, tmp_path):
         time.sleep(0.5)
 
     with running(stack, lambda _: None):
-        answers = [answer for answer in during(disturb, stack, searches()) if answer.status == 200]
+        during(disturb, stack, searches(), answers=sent)
+        answers = [answer for answer in sent if answer.status == 200]
         found = account(stack)
         time.sleep(6)  # Envoy tells that late of an answer whose stream to authz broke
         log = told(stack.store)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from random import Random
 
 import pytest
-from live import Account, Answer, account, during
+from live import Account, Answer, account, during, passed
 
 from authz.demo.people import Request, plan
 from authz.demo.stack import Stack, running
@@ -32,30 +32,37 @@ def test_kill(stack, part):
     print(f"AUTHZ_TEST_SEED={SEED}")
     random = Random(f"{SEED} {part}")
 
+    answers: list[Answer] = []
+
     def disturb() -> None:
         for _ in range(KILLS):
+            assert passed(answers, 15)
             time.sleep(random.uniform(0.02, 0.8))
             stack.parts[part].kill()
             time.sleep(random.uniform(0, 0.2))
             stack.restart(part)
 
-    check(stack, part, during(disturb, stack, plan_for_ever()), account(stack))
+    during(disturb, stack, plan_for_ever(), answers=answers)
+    check(stack, part, answers, account(stack))
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_restart(stack, part):
     """A part that is stopped with SIGTERM ends well, and no more is lost than by a kill."""
 
+    answers: list[Answer] = []
+
     def disturb() -> None:
-        time.sleep(0.7)
+        assert passed(answers, 30)
         process = stack.parts[part].process
         stack.parts[part].stop()
         time.sleep(0.2)
         stack.restart(part)
-        time.sleep(0.5)
+        assert passed(answers, 30)
         assert process.returncode == 0
 
-    check(stack, part, during(disturb, stack, plan_for_ever()), account(stack))
+    during(disturb, stack, plan_for_ever(), answers=answers)
+    check(stack, part, answers, account(stack))
 
 
 def plan_for_ever() -> Iterator[Request]:
