@@ -43,6 +43,10 @@ def istio(answers: Answers) -> Plan:
     plan.add("mesh.yaml", _moved(answers, shipped("istio/mesh.yaml")))
     root(plan, answers, ["app", "istio"])
     plan.step(
+        "Istio must have its CNI plugin (docs/istio.md): without it, its containers ask for rights"
+        " that the namespaces' level `restricted` refuses, and no pod starts"
+    )
+    plan.step(
         "mesh.yaml belongs into MeshConfig: `meshConfig` in istiod's Helm values, or the key"
         " `mesh` of the ConfigMap `istio` in istio-system (docs/istio.md)"
     )

@@ -14,6 +14,7 @@ import yaml
 from certificates import Certificates
 from kustomized import KUBERNETES, OVERLAYS, Object, Pod, build, built, pod, pods
 from manifests import kubeconform
+from network_policies import OUTSIDE, Network, Peer, peers
 from programs import CHECKOUT
 from typer.testing import CliRunner
 
@@ -246,6 +247,98 @@ def test_ports_lead_somewhere(overlay):
                 if isinstance(port["port"], str)
             }
             assert named - {"metrics", "opa-metrics"} <= there, name
+
+
+STRANGERS = (
+    Peer("prometheus", "monitoring"),
+    Peer("ingress", "ingress-nginx"),
+    Peer("neighbour", "fhir"),
+    Peer("stranger", "elsewhere", {"authz/envoy": "sidecar"}),
+    OUTSIDE,
+)
+EVERYBODY = {one.name for one in STRANGERS}
+WRITERS = {"console", "watch", "fhir"}
+REACHED = {
+    "fhir:ingress": EVERYBODY,
+    "receiver:grpc": WRITERS,
+    "console:https": {"ingress"},
+}
+AMONG_THEMSELVES = {
+    "autoscaled": REACHED,
+    "on-disk": REACHED | {"receiver:grpc": WRITERS | {"ext-authz"}, "ext-authz:grpc": {"fhir"}},
+    "opa-per-node": REACHED | {"opa:https": {"fhir"}},
+    "demo": REACHED | {"clickhouse:native": {"receiver", "console", "watch", "migrate"}},
+}
+
+
+@overlays
+def test_who_may_connect_to_whom(overlay):
+    """What each pod takes is as its policies say; metrics are for the monitoring alone. Of the pods
+    of authz none but these ports lead out, and those of applications are the applications' own."""
+    found = built(overlay)
+    network = Network(found)
+    ours = list(peers(found))
+    reached: dict[str, set[str]] = {}
+    for target in ours:
+        for name, port in target.ports.items():
+            sources = {
+                source.name
+                for source in (*ours, *STRANGERS)
+                if source is not target and network.lets(source, target, port)
+            }
+            if "metrics" in name:
+                assert sources == {"prometheus"}, target
+            else:
+                reached[f"{target.name}:{name}"] = sources
+    assert reached == AMONG_THEMSELVES[overlay]
+    tried = (22, 53, 80, 443, 4317, 8181, 9000, 9191, 9292, 9440)
+    for source in ours:
+        assert network.lets(source, Peer("dns", "kube-system"), 53)
+        out = {port for port in tried if network.lets(source, OUTSIDE, port)}
+        if source.namespace != "fhir":
+            assert out == LEAD_OUT[source.name], source
+
+
+LEAD_OUT = {
+    "receiver": {443, 9000, 9440},
+    "console": {443, 9000, 9440},
+    "watch": {443, 9000, 9440},
+    "migrate": {9000, 9440},
+    "ext-authz": {443},
+    "opa": {443},
+    "fhir": set[int](),  # the demo's, in the same namespace
+    "clickhouse": set[int](),
+}
+
+
+@overlays
+def test_what_keeps_it_up(overlay):
+    """Each server is asked how it is, those that others call whether they may; where there may be
+    several, one goes at a time; and the monitoring finds all metrics."""
+    found = built(overlay)
+    budgets = {
+        one["metadata"]["name"]: one["spec"]
+        for one in found
+        if one["kind"] == "PodDisruptionBudget"
+    }
+    monitors = [one["spec"] for one in found if one["kind"] == "PodMonitor"]
+    assert len(monitors) == (overlay != "demo")
+    for one in pods(found):
+        if one.name in ("fhir", "receiver", "ext-authz"):
+            assert budgets[one.name]["selector"]["matchLabels"].items() <= one.labels.items()
+        for container in one.containers:
+            ports = {port["name"] for port in container.get("ports", [])}
+            asked = {name for name in container if name.endswith("Probe")}
+            if ports and (overlay, one.name) != ("demo", "console"):  # that listens on loopback
+                assert asked >= {"startupProbe", "livenessProbe"}, one.name
+                clients = ports - {"metrics", "opa-metrics", "native"}
+                assert "readinessProbe" in asked or not clients, one.name
+            for monitor in monitors:
+                named = {each["port"] for each in monitor["podMetricsEndpoints"]}
+                told = {name for name in ports if "metrics" in name}
+                chosen = monitor["selector"]["matchLabels"].items() <= one.labels.items()
+                assert told <= named
+                assert chosen or not told, one.name
 
 
 def test_an_application_of_ones_own(tmp_path):

@@ -1,5 +1,6 @@
-"""deploy/kubernetes, asked of Kubernetes itself: a real API server, with a real etcd, takes each
-overlay. They are built of their Go modules, once, which takes minutes: `make kubernetes`.
+"""deploy, asked of Kubernetes itself: a real API server, with a real etcd, takes each overlay, what
+is for Istio and Envoy Gateway, and what `authz init` writes. They are built of their Go modules,
+once, which takes minutes: `make kubernetes`.
 """
 
 import contextlib
@@ -12,9 +13,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kustomized import KUBERNETES, OVERLAYS, built
+from kustomized import KUBERNETES, OVERLAYS, build, built, pods
 from manifests import CRDS, module
-from programs import free_port, program
+from programs import free_port
+from programs import program as installed
+from typer.testing import CliRunner
+
+from authz.cli import program
 
 VERSION = "1.37.2"
 HERE = Path(__file__).parent
@@ -26,6 +31,12 @@ _MODULES = {
 }
 _NAMED = "k8s.io/component-base/version."
 _TOKEN = "an-administrators"
+_CUSTOM = {
+    "certificates.cert-manager.io", "podmonitors.monitoring.coreos.com",
+    "envoyfilters.networking.istio.io", "authorizationpolicies.security.istio.io",
+    "telemetries.telemetry.istio.io", "httproutes.gateway.networking.k8s.io",
+    "securitypolicies.gateway.envoyproxy.io", "envoyproxies.gateway.envoyproxy.io",
+}  # fmt: skip
 
 Kubectl = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -33,7 +44,7 @@ Kubectl = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="session")
 def programs() -> Path:
     """A directory with all three."""
-    go = program("go", "golang")
+    go = installed("go", "golang")
     CACHE.mkdir(parents=True, exist_ok=True)
     major, minor, _ = VERSION.split(".")
     said = {"gitVersion": f"v{VERSION}", "gitMajor": major, "gitMinor": minor}
@@ -96,15 +107,13 @@ def kubectl(programs, tmp_path_factory) -> Iterator[Kubectl]:
 
 def _prepare(run: Kubectl, directory: Path) -> None:
     for name, pattern in CRDS.items():
-        if "cert-manager" in name or "prometheus-operator" in name:
-            for path in sorted(module(name).glob(pattern)):
-                done = run("create", "-f", path)
-                assert done.returncode == 0, done.stderr
+        for path in sorted(module(name).glob(pattern)):
+            done = run("create", "-f", path)
+            assert done.returncode == 0, done.stderr
     names = {each["metadata"]["name"]: each for overlay in OVERLAYS for each in built(overlay)
              if each["kind"] == "Namespace"}  # fmt: skip
-    names["cert-manager"] = {
-        "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "cert-manager"}
-    }  # fmt: skip
+    for name in ("cert-manager", "envoy-gateway-system"):  # whose own installation makes them
+        names[name] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
     path = directory / "namespaces.yaml"
     path.write_text(yaml.safe_dump_all(names.values()))
     deadline = time.monotonic() + 60
@@ -115,10 +124,7 @@ def _prepare(run: Kubectl, directory: Path) -> None:
 
 def _unknown(run: Kubectl) -> bool:
     """Whether a custom resource is not served yet."""
-    kinds = run("api-resources", "-o", "name").stdout
-    return not {"certificates.cert-manager.io", "podmonitors.monitoring.coreos.com"} <= set(
-        kinds.split()
-    )
+    return not set(run("api-resources", "-o", "name").stdout.split()) >= _CUSTOM
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -130,6 +136,82 @@ def test_it_is_taken(kubectl, overlay):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == len(built(overlay))
+
+
+@pytest.mark.parametrize("platform", ["istio", "envoy-gateway"])
+def test_a_mesh_is_taken(kubectl, platform):
+    """What is for Istio's and Envoy Gateway's own resources, by their rules."""
+    path = KUBERNETES.parent / platform
+    done = kubectl("apply", "--dry-run=server", "--validate=strict", "-k", path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == len(build(path)) > 3
+
+
+CHARTS = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: charts}
+spec:
+  selector: {matchLabels: {app: charts}}
+  template:
+    metadata: {labels: {app: charts}}
+    spec:
+      securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
+      containers:
+        - name: charts
+          image: charts
+          securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+"""
+
+
+@pytest.mark.parametrize("platform", ["kubernetes", "istio", "envoy-gateway"])
+def test_what_init_writes_is_taken(kubectl, tmp_path, platform):
+    """The namespaces and secrets first, as its next steps say; then everything."""
+    site = tmp_path / "site"
+    issuer = "https://idp.example.org"
+    manifests = tmp_path / "charts.yaml"
+    manifests.write_text(CHARTS)
+    done = CliRunner().invoke(program(), [
+        "init", "--platform", platform, "--name", "charts",
+        "--namespace", f"charts-{platform}", "--authz-namespace", f"audit-{platform}",
+        "--image", "registry.example.org/authz:0.1.0", "--jwks", f"{issuer}/keys",
+        "--issuer", issuer, "--clickhouse", "ch-1.example.org:9440", "--yes", "--json", str(site),
+        *(("--durability", "receiver") if platform == "kubernetes" else ()),
+        *(("--manifests", str(manifests)) if platform == "istio" else ()),
+    ])  # fmt: skip
+    assert done.exit_code == 0, done.exception or done.output
+    told = json.loads(done.stdout)
+    steps = "\n".join(str(step) for step in told["next"])
+    assert steps.index("kubectl apply -k secrets") < steps.index("kubectl apply -k .")
+    done = kubectl("apply", "-k", site / "secrets")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    done = kubectl("apply", "--dry-run=server", "--validate=strict", "-k", site)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert len(done.stdout.splitlines()) == len(build(site)) > 10
+
+
+ROOT = {"capabilities": {"add": ["NET_ADMIN", "NET_RAW"], "drop": ["ALL"]}, "runAsUser": 0,
+        "runAsGroup": 0, "runAsNonRoot": False, "allowPrivilegeEscalation": False}  # fmt: skip
+USER = {"capabilities": {"drop": ["ALL"]}, "runAsUser": 1337, "runAsGroup": 1337,
+        "runAsNonRoot": True, "allowPrivilegeEscalation": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(("context", "taken"), [(ROOT, False), (USER, True)], ids=["init", "cni"])
+def test_istio_without_its_cni_plugin(kubectl, tmp_path, context, taken):
+    """docs/istio.md asks for the plugin: a pod of the example with the container that Istio's
+    injection adds is refused without it, and taken with it, where that container only checks."""
+    [workload] = [one for one in pods(built("on-disk")) if one.name == "fhir"]
+    injected = {"name": "istio-init", "image": "istio/proxyv2", "securityContext": context}
+    spec = workload.spec | {"initContainers": [injected, *workload.spec["initContainers"]]}
+    meta = {"name": "injected", "namespace": workload.namespace}
+    path = tmp_path / "pod.yaml"
+    path.write_text(
+        yaml.safe_dump({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+    )
+    done = kubectl("apply", "--dry-run=server", "-f", path)
+    assert (done.returncode == 0) == taken, done.stderr
+    assert taken or 'violates PodSecurity "restricted' in done.stderr
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
