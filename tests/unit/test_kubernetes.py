@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from certificates import Certificates
-from kustomized import KUBERNETES, OVERLAYS, Object, Pod, build, built, pod, pods
-from manifests import kubeconform
+from kustomized import KUBERNETES, KUSTOMIZE, OVERLAYS, Object, Pod, build, built, pod, pods
+from manifests import go_program, kubeconform
 from network_policies import OUTSIDE, Network, Peer, peers
 from programs import CHECKOUT
 from typer.testing import CliRunner
@@ -372,6 +372,37 @@ spec:
     names = [volume["name"] for volume in one.spec["volumes"]]
     assert len(names) == len(set(names))
     assert {"name": "tls", "secret": {"secretName": "charts"}} in one.spec["volumes"]
+
+
+@overlays
+def test_the_image_has_one_place(overlay, tmp_path):
+    """The page's line, run in a copy, changes where every container of authz comes from."""
+    deploy = tmp_path / "deploy"
+    shutil.copytree(KUBERNETES.parent, deploy, ignore=shutil.ignore_patterns("node_modules"))
+    page = (CHECKOUT / "docs" / "kubernetes.md").read_text()
+    [line] = re.findall(
+        r"^\(cd .* && kustomize edit set image authz=(?:\S+)\)$", page, re.MULTILINE
+    )
+    place = f"other.example.net/site/authz@sha256:{'a' * 64}"
+    line = re.sub(r"(authz=)[^)]+", rf"\g<1>{place}", line)
+    kustomize = Path(go_program("kustomize", KUSTOMIZE)).parent
+    path = f"{kustomize}:{os.environ['PATH']}"
+    subprocess.run(
+        ["sh", "-eu", "-c", line], cwd=tmp_path, check=True, timeout=60,
+        env={**os.environ, "PATH": path},
+    )  # fmt: skip
+    images = [
+        container["image"]
+        for one in pods(build(deploy / "kubernetes" / "overlays" / overlay))
+        for container in one.containers
+    ]
+    ours = [image for image in images if "authz" in image]
+    assert set(ours) == {place}
+    assert len(ours) >= 7
+    assert {image.partition(":")[0].rpartition("/")[2] for image in images} <= OTHERS | {"authz"}
+
+
+OTHERS = {"envoy", "opa", "clickhouse-server"}
 
 
 def test_the_sample_policy_is_whole():
