@@ -33,10 +33,14 @@ class Traced:
     """A process, and what it was seen to do."""
 
     def __init__(self, directory, ours, name, address, *arguments, **environment):
+        """`address` is where it listens, or serves its metrics."""
         self.name, self.log = name, directory / f"{name}.strace"
         self.home = directory / name
         command = [sys.executable, TRACED, "-y", "-e", f"trace={CALLS}", "-o", self.log, "--"]
-        command += ["serve", name, "--listen", address, *arguments]
+        if name == "watch":
+            command += [name, "--metrics", address, *arguments]
+        else:
+            command += ["serve", name, "--listen", address, *arguments]
         environment = ours.environment | {"AUTHZ_DATA_DIR": str(self.home)} | environment
         with (directory / f"{name}.log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -88,12 +92,12 @@ class Traced:
 
 @pytest.fixture(scope="module")
 def house(clickhouse, tmp_path_factory):
-    """The three, each traced through a start, a request, a page and a stop."""
+    """Each, traced through a start, a request, a page and a stop."""
     program("strace", "strace")
     directory = tmp_path_factory.mktemp("touched")
     name = "touched"
     store = f"{clickhouse.store.rpartition('/')[0]}/{name}"
-    ports = {part: free_port() for part in ("receiver", "ext-authz", "console")}
+    ports = {part: free_port() for part in ("receiver", "ext-authz", "console", "watch")}
     at = {part: f"127.0.0.1:{port}" for part, port in ports.items()}
     keys, policy = directory / "keys", directory / "policy"
     keys.mkdir()
@@ -127,6 +131,9 @@ def house(clickhouse, tmp_path_factory):
             parts.append(Traced(directory, ours, "console", at["console"], *given, **stored))
             page = httpx.get(f"http://{at['console']}/", timeout=60)
             assert page.status_code == 200
+            watch = Traced(directory, ours, "watch", at["watch"], *given, **stored)
+            parts.append(watch)
+            assert until(lambda: ports["receiver"] in watch.peers, 60)
             for part in reversed(parts):
                 part.stop()
             ports["clickhouse"] = urlsplit(store).port
@@ -147,29 +154,33 @@ def test_writes_its_own_directory(house):
 
 
 def test_reads_what_it_is_given(house):
-    """Besides its own directory: its configuration, the keys and the policy that this names."""
+    """Besides its own directory: its configuration, the keys and the policy that this names. The
+    key of patients' tokens is not for watch, which has no feeds here."""
     given = {house.directory / "authz.yaml", house.directory / "keys" / "privacy.key"}
     rego = set((CHECKOUT / "deploy" / "opa").iterdir())
     policy = {house.directory / "policy" / file.name for file in rego} | {
         house.directory / "policy"
     }
     allowed = {"receiver": given, "ext-authz": given | policy, "console": given | policy}
+    allowed["watch"] = {house.directory / "authz.yaml"}
     allowed["console"].add(house.directory / "trust.yaml")
     for part in house.parts:
         read = {Path(path) for path in part.read if not path.startswith(f"{part.home}/")}
         folders = {path for path in read if path.is_dir()}
         assert read - folders <= allowed[part.name], part.name
-        assert given <= read, part.name
+        assert given & allowed[part.name] <= read, part.name
         assert not [one for one in house.parts if one is not part and one.home in folders]
 
 
 def test_connects_to_its_peers(house):
-    """ext-authz to the receiver, the receiver to the database, the console to both; nobody else."""
+    """ext-authz to the receiver, the receiver to the database, console and watch to both; nobody
+    else."""
     peers = {part.name: part.peers - {"/var/run/nscd/socket"} for part in house.parts}
     assert peers == {
         "ext-authz": {house.ports["receiver"]},
         "receiver": {house.ports["clickhouse"]},
         "console": {house.ports["clickhouse"], house.ports["receiver"]},
+        "watch": {house.ports["clickhouse"], house.ports["receiver"]},
     }
 
 
