@@ -27,6 +27,7 @@ from authz.receiver import metrics
 from authz.receiver.sequence import Log
 from authz.receiver.witness import WitnessError, cosignature, refusal, request
 from authz.record import Entry, notice
+from authz.serve.grpc_server import in_thread
 from authz.serve.owner import Owner
 from authz.store import checkpoints
 from authz.store.client import QUERY_ERRORS, connect
@@ -198,12 +199,8 @@ class Anchors:
     async def _ask(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """In a thread that has the client for itself, also when this is cancelled."""
         async with self._asking:
-            asked = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
             try:
-                return await asyncio.shield(asked)
-            except asyncio.CancelledError:
-                await asyncio.wait([asked])
-                raise
+                return await in_thread(work, *args, **kwargs)
             except QUERY_ERRORS:
                 self._client.disconnect()
                 raise

@@ -25,6 +25,7 @@ from authz.journal.chain import split
 from authz.journal.segments import JournalError
 from authz.record import details_of
 from authz.report.direct import COMMAND, notices
+from authz.serve.grpc_server import in_thread
 from authz.serve.writer import Writer, now_us
 from authz.store.accounts import Accounted
 from authz.store.client import QUERY_ERRORS, connect, explain
@@ -62,7 +63,7 @@ class Queries:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await asyncio.to_thread(self.take_over)
+            await in_thread(self.take_over)
             await asyncio.sleep(_PAUSE_SECONDS)
 
     def take_over(self) -> None:

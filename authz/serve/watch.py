@@ -255,7 +255,7 @@ async def _take_newer(watch: Watch, tables: Tables, store: str) -> None:
     while True:
         await asyncio.sleep(_FEEDS_SECONDS)
         try:
-            await asyncio.to_thread(_take, watch, tables)
+            await grpc_server.in_thread(_take, watch, tables)
         except QUERY_ERRORS as error:
             tables.close()
             logger.error("the feeds cannot be read", error=str(explain(error, store)))
@@ -267,9 +267,9 @@ async def _follow(watch: Watch, store: str, stopped: asyncio.Event, *, once: boo
     while not stopped.is_set():
         looked = 0
         try:
-            looked = await asyncio.to_thread(watch.look)
+            looked = await grpc_server.in_thread(watch.look)
             if time.monotonic() >= due and looked < _BUSY:
-                await asyncio.to_thread(watch.late)
+                await grpc_server.in_thread(watch.late)
                 due = time.monotonic() + _LATE_SECONDS
         except QUERY_ERRORS as error:
             if once:
@@ -286,6 +286,6 @@ async def _follow(watch: Watch, store: str, stopped: asyncio.Event, *, once: boo
 async def _keep(watch: Watch) -> None:
     """Keep what was learnt. Where that fails it is tried again; a restart then learns it again."""
     try:
-        await asyncio.to_thread(watch.keep)
+        await grpc_server.in_thread(watch.keep)
     except UnavailableError as error:
         logger.error("what was learnt is not kept", error=str(error))

@@ -35,6 +35,7 @@ class Traced:
     def __init__(self, directory, ours, name, address, *arguments, **environment):
         """`address` is where it listens, or serves its metrics."""
         self.name, self.log = name, directory / f"{name}.strace"
+        self.told = directory / f"{name}.log"
         self.home = directory / name
         command = [sys.executable, TRACED, "-y", "-e", f"trace={CALLS}", "-o", self.log, "--"]
         if name == "watch":
@@ -42,17 +43,17 @@ class Traced:
         else:
             command += ["serve", name, "--listen", address, *arguments]
         environment = ours.environment | {"AUTHZ_DATA_DIR": str(self.home)} | environment
-        with (directory / f"{name}.log").open("wb") as log:
+        with self.told.open("wb") as log:
             self.process = subprocess.Popen(
                 list(map(str, command)), env=environment, stdout=log, stderr=log, cwd=directory
             )
         port = int(address.rpartition(":")[2])
         assert until(lambda: listens(port) or self.process.poll() is not None, 60)
-        assert self.process.poll() is None, (directory / f"{name}.log").read_text()
+        assert self.process.poll() is None, self.told.read_text()
 
     def stop(self):
         self.process.terminate()
-        assert self.process.wait(60) == 0
+        assert self.process.wait(60) == 0, self.told.read_text()
 
     def kill(self):
         self.process.kill()

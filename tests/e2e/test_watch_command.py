@@ -11,6 +11,7 @@ import orjson
 import pytest
 from programs import AUTHZ, run, until
 from receiving import receiving
+from relay import Holding
 
 from authz import config
 from authz.serve import tls
@@ -108,6 +109,30 @@ def test_found_while_it_happens_and_once(site):
         assert process.wait(60) == 0
         assert not told()
     assert [row[5] for row in findings(client)] == keys
+
+
+def test_stopped_in_the_middle_of_a_look(site):
+    """It ends when the look has, and well; what that found is on record later, once."""
+    directory, _, client, ours = site
+    store = ours.environment["AUTHZ_STORE"]
+    address = store.rpartition("@")[2].partition("/")[0]
+    relay = Holding(address, b"FROM audit_log WHERE origin = ")
+    with watching(site, "--store", store.replace(address, relay.address)) as (process, _):
+        running = "queries past authz are put on record"
+        assert until(lambda: running in (directory / "err").read_text(), 30)
+        write(site, bulk("n.reed", 120, 0))
+        assert relay.held.wait(30)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert process.poll() is None, (directory / "err").read_text()
+        relay.may.set()
+        assert process.wait(30) == 0, (directory / "err").read_text()
+    relay.close()
+    with watching(site):
+        assert until(lambda: findings(client), 30)
+        time.sleep(2)
+    keys = [row[5] for row in findings(client)]
+    assert len(keys) == len(set(keys))
 
 
 def test_without_a_receiver(site, tmp_path):
