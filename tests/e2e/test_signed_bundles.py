@@ -3,17 +3,20 @@ the log says which policy decided what."""
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import http.server
 import io
 import json
+import os
 import re
+import shlex
 import tarfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from live import Caller, Tuned, settle
+from pages import block
 from programs import AUTHZ, CHECKOUT, run, until, world
 
 from authz.demo.people import Request
@@ -30,6 +34,7 @@ from authz.store.client import connect
 pytestmark = pytest.mark.opa
 
 LIBRARY = CHECKOUT / "deploy" / "opa"
+PAGE = (CHECKOUT / "docs" / "policies.md").read_text()
 NURSE = Request("cedar", "GET", "/fhir/Patient/p-0001")
 ANALYST = Request("elm", "GET", "/fhir/Patient/p-0001")
 BILLING = Request("dogwood", "GET", "/fhir/Patient/p-0001")
@@ -63,6 +68,7 @@ class Site:
     holds: dict[str, bytes]
     metrics: str
     api: str
+    start: Callable[..., Part]
 
     def build(self, name: str, change=lambda data: None, key: str = "signing.pem") -> dict:
         """Build a policy that is the library with its data changed; not signed without a key."""
@@ -91,6 +97,15 @@ class Site:
             text = answer.read().decode()
         found = re.findall(rf"^{name}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
         return sum(map(float, found))
+
+    def revision(self) -> str:
+        """Of the bundle that decides."""
+        with urllib.request.urlopen(f"{self.metrics}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        found = re.findall(
+            r'^last_success_bundle_activation\{.*active_revision="(.*?)"', text, re.MULTILINE
+        )
+        return found[-1] if found else ""
 
     def health(self) -> int:
         with urllib.request.urlopen(f"{self.metrics}/health?bundles", timeout=10) as answer:
@@ -129,31 +144,49 @@ def shelf(holds: dict[str, bytes]) -> Iterator[str]:
         server.shutdown()
 
 
+def started(
+    opa: str, directory: Path, bundles: str, socket: str, address: str, metrics: str, more: str = ""
+) -> Part:
+    """OPA by the page's command, with more options, looking for bundles each second; it is at
+    `address`, too."""
+    [line, asks] = block("docs/policies.md", "BUNDLE_SERVICE=").replace("\\\n", "").splitlines()
+    assert asks == "authz serve ext-authz --policy unix:///run/opa/opa.sock ..."
+    name = socket.rpartition("/")[2]
+    for old, new in (
+        ("https://bundles.example.org", bundles), ("unix:///run/opa/opa.sock", socket),
+        ("127.0.0.1:8282", metrics), ("deploy/opa", str(LIBRARY)),
+    ):  # fmt: skip
+        assert line.count(old) == 1
+        line = line.replace(old, new)
+    line += f" {more} --addr {address} --skip-version-check"
+    line += f" --set persistence_directory={directory / name}.kept"
+    line += " --set bundles.authz.polling.min_delay_seconds=1"
+    line += " --set bundles.authz.polling.max_delay_seconds=1"
+    where = {"PATH": f"{Path(opa).parent}{os.pathsep}{os.environ['PATH']}"}
+    place = f"cd {shlex.quote(str(directory))} && exec env {line}"
+    server = Part("opa", ["sh", "-c", place], directory / f"{name}.log", where, address)
+    server.start()
+    server.wait_until_up()
+    return server
+
+
 @pytest.fixture(scope="module")
 def site(opa: str, tmp_path_factory) -> Iterator[Site]:
     """A stack that asks an OPA with the shipped configuration, looking for bundles each second."""
     directory = tmp_path_factory.mktemp("bundles")
     (directory / "bundle.pem").write_bytes(keys(directory, "signing.pem"))
+    (directory / "bundle-2.pem").write_bytes(keys(directory, "signing-2.pem"))
     keys(directory, "stranger.pem")
     address, metrics = f"{HOST}:{free_port()}", f"{HOST}:{free_port()}"
     holds: dict[str, bytes] = {}
-    stack = Tuned(directory / "data", policy=f"http://{address}", timeout_ms=2000)
-    found = Site(stack, directory, holds, f"http://{metrics}", f"http://{address}")
+    socket = f"unix://{directory / 'opa.sock'}"
+    stack = Tuned(directory / "data", policy=socket, timeout_ms=2000)
     with shelf(holds) as url:
-        command = [
-            opa, "run", "--server", "--addr", address, "--diagnostic-addr", metrics,
-            "--config-file", str(LIBRARY / "server" / "opa.yaml"), "--skip-version-check",
-            "--set-file", f"keys.bundle.key={directory / 'bundle.pem'}",
-            "--set", f"persistence_directory={directory / 'kept'}",
-            "--set", "bundles.authz.polling.min_delay_seconds=1",
-            "--set", "bundles.authz.polling.max_delay_seconds=1",
-        ]  # fmt: skip
-        where = {"BUNDLE_SERVICE": url, "BUNDLE_RESOURCE": "authz/bundle.tar.gz"}
-        server = Part("opa", command, directory / "opa.log", where, address)
+        start = functools.partial(started, opa, directory, url)
+        found = Site(stack, directory, holds, f"http://{metrics}", f"http://{address}", start)
+        found.serve(found.build("first")["content"])
+        server = start(socket, address, metrics)
         try:
-            found.serve(found.build("first")["content"])
-            server.start()
-            server.wait_until_up()
             assert until(lambda: found.metric("bundle_loaded_counter"), 30)
             with running(stack, lambda _: None):
                 yield found
@@ -192,9 +225,10 @@ def test_tampered_and_rolled_back(site: Site) -> None:
     assert first["revision"] == "first again"
     site.becomes(200, NURSE)
     second = site.build("second", no_nurse)
+    failed = site.metric("bundle_failed_load_counter")
     site.serve(second["content"])
     site.becomes(403, NURSE)
-    assert site.metric("bundle_failed_load_counter") == 0
+    assert site.metric("bundle_failed_load_counter") == failed
     bad = {
         "changed": tampered(second["content"]),
         "unsigned": site.build("unsigned", key="")["content"],
@@ -228,6 +262,30 @@ def test_tampered_and_rolled_back(site: Site) -> None:
     one, two = first["policy_revision"], second["policy_revision"]
     assert {revision for (revision,) in decided_by} == {one, two}
     assert told == [one, two, one]
+
+
+def test_another_key(site: Site) -> None:
+    """An OPA with the old key refuses the bundle of the new one, goes on with the last good one and
+    counts it; one that was given the page's options beside takes it, and no longer an old one."""
+    [options] = re.findall(r"\*\*Another key\*\*.*?`(--[^`]*)`", PAGE, re.DOTALL)
+    options = " ".join(options.split())
+    good = site.holds["/authz/bundle.tar.gz"]
+    site.serve(site.build("by a new key", no_nurse, "signing-2.pem")["content"])
+    before = site.metric("bundle_failed_load_counter")
+    assert until(lambda: site.metric("bundle_failed_load_counter") > before, 30)
+    assert site.ask(NURSE)[0][0] == 200
+    address, metrics = f"{HOST}:{free_port()}", f"{HOST}:{free_port()}"
+    socket = f"unix://{site.directory / 'next.sock'}"
+    server = site.start(socket, address, metrics, options)
+    try:
+        turned = dataclasses.replace(site, metrics=f"http://{metrics}", api=f"http://{address}")
+        assert until(lambda: turned.revision() == "by a new key", 30), turned.revision()
+        site.serve(good)
+        assert until(lambda: turned.metric("bundle_failed_load_counter"), 30)
+        assert turned.revision() == "by a new key"
+    finally:
+        server.stop()
+        site.serve(good)
 
 
 def test_the_api_changes_nothing(site: Site) -> None:
