@@ -1,6 +1,7 @@
 """How Envoy is stopped: `drain.sh` loses nothing of the access log, and a plain SIGTERM does."""
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from programs import program
+from pages import block
+from programs import CHECKOUT, program
 from sidecar import Sidecar, decision_id, sidecar
 
 from authz.demo.stack import deploy_dir
@@ -96,11 +98,18 @@ async def stopped_under_traffic(directory: Path, stop: Stop) -> Traffic:
 
 
 def test_a_stop_that_drains(tmp_path):
-    """Under traffic, every request that was answered, also while Envoy drained, has its access."""
+    """Under traffic, by the README's command, every request that was answered, also while Envoy
+    drained, has its access."""
 
     async def stop(ours: Sidecar) -> None:
-        assert await drain(ours) == (0, "")
-        await terminate(ours)
+        assert ours.process
+        command = block("deploy/envoy/README.md", "deploy/envoy/drain.sh")
+        given = {"ADMIN_SOCKET": str(ours.admin), "ENVOY_PID": str(ours.process.pid)}
+        stopping = await asyncio.create_subprocess_shell(
+            command, cwd=CHECKOUT, env=os.environ | given
+        )
+        assert await stopping.wait() == 0
+        assert await ours.end() == 0
 
     traffic = asyncio.run(stopped_under_traffic(tmp_path, stop))
     assert traffic.after > 50

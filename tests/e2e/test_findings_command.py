@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 from live import Caller, account
+from pages import FUNCTION, block
 from programs import AUTHZ, until
 from raised import HOSTILE, finding
 
@@ -201,3 +202,44 @@ def test_still_verified(stack):
     """Findings and what was said of them are part of a log that verifies."""
     stack, *_ = stack
     assert account(stack).report.verified
+
+
+def test_a_block_from_a_finding(stack):
+    """By the page's command the person of a finding is blocked, and the notice names the finding;
+    what is not about a person blocks nobody."""
+    stack, _, _ = stack
+    text = block("docs/operating.md", "authz block --finding")
+    assert "demo/receiver@4711" in text
+
+    def ran(text):
+        given = {"STORE": stack.store, "RECEIVER": stack.parts["receiver"].address}
+        given["XDG_STATE_HOME"] = str(stack.data_dir / "state")
+        return subprocess.run(
+            ["sh", "-eu", "-c", FUNCTION + text], capture_output=True, text=True, check=False,
+            timeout=60, env=os.environ | given,
+        )  # fmt: skip
+
+    async def look():
+        async with Caller(stack) as caller:
+            await caller.send(Request("fir", "GET", "/fhir/metadata"))
+
+    def blocked():
+        """Whether that is why the person is denied; the finding itself is a reason, too."""
+        asyncio.run(look())
+        newest = "SELECT reason_code FROM decisions WHERE subject = 'dr.fir' ORDER BY index DESC"
+        with connect(stack.store) as client:
+            return client.execute(f"{newest} LIMIT 1") == [("blocked",)]
+
+    about_nobody = ran(text.replace("demo/receiver@4711", stored_one(stack, "")))
+    assert about_nobody.returncode == 2, about_nobody.stdout + about_nobody.stderr
+    mine = stored_one(stack, "dr.fir")
+    done = ran(text.replace("demo/receiver@4711", mine))
+    try:
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert until(blocked, 20)
+        [(subject, _, records, *_)] = until(lambda: notices(stack, "event = 'block'"), 20)
+        assert (subject, records) == ("dr.fir", [mine])
+    finally:
+        done = ran('authz unblock dr.fir --receiver "$RECEIVER"')
+    assert done.returncode == 0, done.stderr
+    assert until(lambda: not blocked(), 20)

@@ -4,10 +4,12 @@ before it is rolled out."""
 import asyncio
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 from live import Caller, Tuned, settle
+from pages import FUNCTION, block
 from programs import AUTHZ, CHECKOUT, run, world
 
 from authz.demo.people import plan
@@ -52,11 +54,13 @@ async def send(stack, requests):
 
 
 def replay(stack, policy: Path):
-    key = stack.data_dir / "ext-authz" / "sealing.key"
-    command = [*AUTHZ, "policy", "replay", "--store", stack.store, "--key", key, "--policy",
-               policy, "--json"]  # fmt: skip
-    with world() as where:
-        done = run(command, where, 120)
+    """By the page's command, where the key and the policy are."""
+    command = block("docs/policies.md", "authz policy replay").strip()
+    with world() as where, tempfile.TemporaryDirectory() as place:
+        (Path(place) / "sealing.key").symlink_to(stack.data_dir / "ext-authz" / "sealing.key")
+        (Path(place) / "policy").symlink_to(policy)
+        where.environment["STORE"] = stack.store
+        done = run(["sh", "-eu", "-c", f"{FUNCTION}{command} --json"], where, 120, cwd=place)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from pages import FUNCTION, block
 from programs import AUTHZ, makes_pdfs, until
 from pypdf import PdfReader
 from receiving import receiving
@@ -172,6 +173,30 @@ def test_a_wrong_entry(site):
     assert [one["recipient"] for one in told["withdrawn"]] == ["Other Clinic"]
     assert "withdrawn already" in site.report("correct", place, *whose, "--withdraw", code=2)
     assert site.count("event = 'disclosure_entered' AND position(details, 'Elm Street') > 0") == 1
+
+
+def test_corrected_as_documented(site):
+    """By the page's commands an entry is corrected, and withdrawn after that."""
+    whose = ["--patient", "p-0001"]
+    enter = ["--recipient", "Clinic", "--description", "letter", "--purpose", "referral"]
+    site.entered("enter", *whose, *enter, "--date", "3d", "--address", "1 Elm Street")
+    [told] = site.report("disclosures", *whose, "--each")["disclosures"]
+    text = block("docs/reports.md", "authz report correct")
+    text = text.replace("demo/receiver@4711", told["first"]["records"][0])
+    done = subprocess.run(
+        ["sh", "-eu", "-c", FUNCTION + text.replace("data/ext-authz/privacy.key", str(site.key))],
+        capture_output=True, text=True, check=False, timeout=90,
+        env=site.environment | {
+            "STORE": site.store, "RECEIVER": site.part.address,
+            "XDG_STATE_HOME": str(site.directory / "state"),
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    corrected = "event LIKE 'disclosure_%' AND reason = 'the letter went out a day later'"
+    assert until(lambda: site.count(corrected), 20)
+    assert until(lambda: site.report("disclosures", *whose)["disclosures"] == [], 20)
+    [one] = site.report("disclosures", *whose)["withdrawn"]
+    assert one["recipient"] == "Clinic"
 
 
 def test_a_suspension_hides_all_of_it(site):

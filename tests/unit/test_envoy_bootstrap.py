@@ -1,6 +1,7 @@
 """The shipped Envoy bootstrap: filled, accepted by Envoy 1.40, and closed where it must be."""
 
 import datetime as dt
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from pages import FUNCTION, block
+from programs import OWN, free_port, listens, program, until
 
 from authz.envoy.bootstrap import render
 from authz.errors import UsageError
@@ -102,6 +105,40 @@ def test_envoy_accepts_the_readmes_blocks(tmp_path, document):
     document["static_resources"]["clusters"].append(database)
     document["static_resources"]["listeners"].append(listener)
     assert_accepted(validate(yaml.safe_dump(document), tmp_path))
+
+
+def test_the_readmes_commands(tmp_path):
+    """They fill the template, find nothing to mend in it, and start an Envoy that listens; at a
+    SIGTERM it ends."""
+    program("envsubst", "gettext-base")
+    (tmp_path / "jwks.json").write_text(JWKS)
+    (tmp_path / "envoy.yaml").write_text(TEMPLATE)
+    (tmp_path / "etc").mkdir()
+    port = free_port()
+    given = values(tmp_path) | {"LISTEN_PORT": port}
+    told = [f"{name}={value}\n" for name, value in given.items()]
+    (tmp_path / "etc" / "envoy.env").write_text("".join(told))
+    text = block("deploy/envoy/README.md", "set -a;").replace("/etc/authz", f"{tmp_path}/etc")
+    *first, last = text.replace("/run/authz", f"{tmp_path}/etc").splitlines(keepends=True)
+    assert last.startswith("envoy -c ")
+    said = tmp_path / "said"
+    with said.open("w") as output:
+        started = subprocess.Popen(
+            ["sh", "-eu", "-c", f"{FUNCTION}{''.join(first)}echo checked\nexec {last}"],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": f"{OWN}{os.pathsep}{os.environ['PATH']}"},
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            up = until(lambda: listens(port) or started.poll() is not None, 60)
+        finally:
+            started.terminate()
+            code = started.wait(30)
+    text = said.read_text()
+    assert (up, code) == (True, 0), text
+    assert "checked" in text, text
+    assert "deprecated" not in text.lower(), text
 
 
 def test_a_deprecated_field_would_be_seen(tmp_path, document):

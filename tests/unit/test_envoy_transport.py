@@ -11,6 +11,8 @@ import aiohttp
 import pytest
 import yaml
 from certificates import Certificates
+from pages import FUNCTION, block
+from programs import run, world
 from sidecar import Sidecar, sidecar
 from test_envoy_bootstrap import values
 from typer.testing import CliRunner
@@ -160,6 +162,19 @@ async def status(url: str, context: ssl.SSLContext, headers: dict[str, str]) -> 
         client.get(url, headers=headers) as response,
     ):
         return response.status
+
+
+def test_the_documented_command(tmp_path):
+    """It takes the values out of the environment's file, and gives TLS to what leaves the host."""
+    told = [f"{name}={value}\n" for name, value in (values(tmp_path) | NETWORK).items()]
+    (tmp_path / "envoy.env").write_text("".join(told))
+    text = block("docs/operating.md", "set -a;").replace("/etc/authz/envoy", f"{tmp_path}/envoy")
+    text = text.replace("/run/authz", str(tmp_path)).replace("/etc/authz/tls", str(tmp_path))
+    with world() as ours:
+        done = run(["sh", "-eu", "-c", FUNCTION + text], ours)
+    assert done.returncode == 0, done.stderr
+    found = yaml.safe_load((tmp_path / "envoy.yaml").read_text())
+    assert set(sockets(found)) == {"listener", "receiver"}
 
 
 def test_the_directory_is_the_files_own(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """deploy/kubernetes: each overlay is valid, closed, and says only what the programs understand."""
 
+import base64
 import json
 import os
 import re
@@ -15,7 +16,9 @@ from certificates import Certificates
 from kustomized import KUBERNETES, KUSTOMIZE, OVERLAYS, Object, Pod, build, built, pod, pods
 from manifests import go_program, kubeconform
 from network_policies import OUTSIDE, Network, Peer, peers
+from pages import block
 from programs import CHECKOUT
+from programs import program as wanted
 from typer.testing import CliRunner
 
 from authz import config
@@ -197,6 +200,27 @@ def test_what_is_named_is_there(overlay):
             if not one.object(kind, name) and name not in issued
         }
         assert missing <= (set() if overlay == "demo" else listed)
+
+
+def test_what_a_site_brings(tmp_path):
+    """The README's commands make objects of the names, the keys and the kinds that its list has."""
+    wanted("kubectl", "kubernetes-client")
+    dry = 'kubectl() { echo ---; command kubectl "$@" --dry-run=client -o yaml; }\n'
+    (tmp_path / "jwks.json").write_text('{"keys": []}')
+    done = subprocess.run(
+        ["sh", "-eu", "-c", dry + block("deploy/kubernetes/README.md", "kubectl")], cwd=tmp_path,
+        env=os.environ | {"KUBECONFIG": "/dev/null"}, capture_output=True, text=True, check=False,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = list(filter(None, yaml.safe_load_all(done.stdout)))
+    assert len(made) > 1
+    for one in made:
+        [(key, content)] = one["data"].items()
+        row = f"| `{one['metadata']['name']}` | {one['kind']} | `{key}`"
+        assert row in README.read_text()
+        if key == "privacy.key":
+            assert re.fullmatch(r"[0-9a-f]{64}", base64.b64decode(content).decode())
 
 
 def references(value: object) -> Iterator[tuple[str, str]]:
@@ -402,6 +426,27 @@ def test_the_image_has_one_place(overlay, tmp_path):
 
 
 OTHERS = {"envoy", "opa", "clickhouse-server"}
+
+
+def test_the_images_own_page(tmp_path):
+    """By its command, every container of authz is of the digest that was pushed, and no other."""
+    shutil.copytree(KUBERNETES.parent, tmp_path / "deploy")
+    text = block("deploy/image/README.md", "cd deploy").replace("sha256:...", f"sha256:{'5' * 64}")
+    [image] = re.findall(r"authz=(\S+)", text)
+    path = f"{Path(go_program('kustomize', KUSTOMIZE)).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["sh", "-eu", "-c", text], cwd=tmp_path, check=True, timeout=60,
+        env={**os.environ, "PATH": path},
+    )  # fmt: skip
+
+    def images(directory: Path) -> list[str]:
+        found = pods(build(directory / "overlays" / "autoscaled"))
+        return [container["image"] for one in found for container in one.containers]
+
+    shipped = images(KUBERNETES)
+    assert images(tmp_path / "deploy" / "kubernetes") == [
+        image if "/authz:" in name else name for name in shipped
+    ]
 
 
 def test_the_sample_policy_is_whole():

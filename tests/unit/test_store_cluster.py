@@ -3,7 +3,6 @@
 import hashlib
 import re
 import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -13,6 +12,7 @@ import clusters
 import pytest
 from clusters import REPLICAS, SHARDS, OnEach
 from logs import SIGNER, TestLog
+from pages import FUNCTION, block
 from rights import as_user, told_by_server, told_in_sql
 from test_store_writer import Proxy, written
 
@@ -421,6 +421,19 @@ def test_an_old_cluster_with_a_server_that_joined(admin):
     assert columns == [*(field.name for field in FIELDS), "disclosed"]
 
 
+def test_a_time_to_live(admin):
+    """The page's statement is ClickHouse's, and gives every server's table one."""
+    migrations.migrate(admin, SHARDS)
+    statement = block("docs/scaling.md", "ALTER TABLE").replace("NAME", f"'{SHARDS}'")
+    [(read, *_), *_] = admin.clients[0].execute(f"EXPLAIN AST {statement}")
+    assert read.startswith("AlterQuery")
+    admin.execute(statement)
+    for client in admin.clients:
+        [(create,)] = client.execute("SHOW CREATE TABLE sealed_originals_local")
+        assert "TTL toDateTime(sealed_at) + toIntervalYear(2)" in create
+    migrations.check(admin.clients[0])
+
+
 def test_the_form_stays(admin):
     """A database that was made for one server does not become a cluster's, nor one cluster's
     another's; a cluster that ClickHouse does not know is named with those it knows."""
@@ -539,8 +552,10 @@ def test_command(urls):
     rest: it has no queue for ON CLUSTER."""
 
     def ran(cluster):
-        command = [sys.executable, "-m", "authz", "migrate", "--store", urls[0]]
-        command += ["--cluster", cluster]
+        """By the page's command."""
+        text = block("docs/scaling.md", "authz migrate")
+        text = re.sub(r"clickhouse://\S+", urls[0], text).replace("NAME", cluster)
+        command = ["sh", "-eu", "-c", FUNCTION + text]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = ran("nowhere")

@@ -7,6 +7,7 @@ from hostile import hostile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from logs import TRUST
+from pages import block
 from verified import (
     ORIGIN,
     SEALED,
@@ -282,6 +283,16 @@ def test_unsealed_rows(copied, index):
     """Rows beyond the newest checkpoint that stay uncovered are told."""
     put(copied, [{"origin": ORIGIN, "index": index, "kind": "decision"}])
     assert found(copied) == [("unsealed", index, index)]
+
+
+def test_unsealed_rows_are_deleted(copied):
+    """By the documentation's statement for a log whose disk is lost: it is then what was signed."""
+    put(copied, [{"origin": ORIGIN, "index": SIZE + n, "kind": "decision"} for n in range(3)])
+    assert found(copied) == [("unsealed", SIZE, SIZE + 2)]
+    [(database,)] = copied.execute("SELECT currentDatabase()")
+    statement = block("docs/operating.md", "ALTER TABLE").replace("prod/receiver", ORIGIN)
+    copied.execute(statement.replace("authz.", f"{database}.").replace("SIZE", str(SIZE)))
+    assert found(copied) == []
 
 
 @pytest.mark.parametrize("origin", ["elsewhere", "", "'; --", "\N{SNOWMAN}"])
