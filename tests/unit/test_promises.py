@@ -1,20 +1,13 @@
 """Each promise of the threat model is held by the tests that it names."""
 
-import ast
 import re
 
 import pytest
+from pages import named_in
 from programs import CHECKOUT
 
 DOCS = CHECKOUT / "docs"
 _NAMED = re.compile(r"`((?:unit|e2e|faults|fuzz|interop)/[\w/]+\.py)::(test_\w+)`")
-
-
-def _tests(path: str) -> set[str]:
-    """The tests of a module, as pytest would collect them."""
-    tree = ast.parse((CHECKOUT / "tests" / path).read_text())
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return {one.name for one in tree.body if isinstance(one, functions)}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +19,7 @@ def test_each_named_test_is_there(model):
     """No promise rests on a test that was renamed or removed."""
     named = _NAMED.findall(model)
     assert len(named) > 80
-    tests = {path: _tests(path) for path in {path for path, _ in named}}
+    tests = {path: named_in(path) for path in {path for path, _ in named}}
     assert [f"{path}::{name}" for path, name in named if name not in tests[path]] == []
 
 
