@@ -82,7 +82,7 @@ ELSEWHERE = {
     "deploy/envoy/README.md: set -a;": "unit/test_envoy_bootstrap.py::test_the_readmes_commands",
     "deploy/envoy/README.md: deploy/envoy/drain.sh": "e2e/test_drain.py::test_a_stop_that_drains",
     "deploy/image/README.md: docker": "interop/kubernetes/running.py::test_the_image",
-    "deploy/image/README.md: cd deploy": "unit/test_kubernetes.py::test_the_images_own_page",
+    "deploy/image/README.md: cd deploy": "unit/test_kubernetes.py::test_the_image_has_one_place",
     "deploy/kubernetes/README.md: kubectl": "unit/test_kubernetes.py::test_what_a_site_brings",
     "deploy/prometheus/README.md: sed": "unit/test_alerts.py::test_prometheus_takes_them",
 }
