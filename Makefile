@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench soak upgrade namespaces image image-check kubernetes reference lock licences sbom audit wheel reproducible clean
+.PHONY: demo test bench soak upgrade namespaces image image-named image-check kubernetes reference lock licences sbom audit wheel reproducible clean
 
 demo: $(VENV)/.demo
 	$(BIN)/authz demo
@@ -48,9 +48,14 @@ deploy/kubernetes/components/monitoring/alerts.yaml: deploy/prometheus/alerts.ya
 
 # The container image, of the last commit: deploy/image/README.md.
 BUILD_IMAGE ?= docker buildx build --sbom=true --provenance=mode=max --push
-image: wheel sbom
-	@test -n "$(IMAGE)" -a -n "$(BASE)" || { echo "give IMAGE=place:tag and BASE=image@digest: deploy/image/README.md"; exit 2; }
+image: image-named wheel sbom
 	$(BUILD_IMAGE) --file deploy/image/Dockerfile --build-arg BASE=$(BASE) --tag $(IMAGE) .
+
+# A tag may be another image tomorrow.
+image-named:
+	@test -n "$(IMAGE)" || { echo 'give IMAGE=place:tag: deploy/image/README.md'; exit 2; }
+	@echo '$(BASE)' | grep -Eq '^[^@ ]+@sha256:[0-9a-f]{64}$$' || \
+	  { echo 'give BASE by digest, image@sha256:...: deploy/image/README.md'; exit 2; }
 
 # Its steps, one by one, without a container engine; wants root and Debian's bubblewrap, mmdebstrap.
 image-check: wheel sbom

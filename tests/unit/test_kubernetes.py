@@ -472,3 +472,43 @@ def test_the_image_definition():
     assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["${BASE}", "${BASE}"]
     assert "\nARG BASE\n" in text  # no default
     assert text.count("pip install") == text.count("--require-hashes") + text.count("--no-index")
+
+
+@pytest.mark.parametrize(
+    ("base", "asked"),
+    [
+        ("", "BASE by digest"),
+        ("python:3.13-slim-bookworm", "BASE by digest"),
+        ("python:3.13-slim-bookworm@sha256:...", "BASE by digest"),
+        (f"python:3.13-slim-bookworm@sha256:{'a' * 63}", "BASE by digest"),
+        (f"python:3.13-slim-bookworm@sha256:{'0a' * 32}", "IMAGE"),
+    ],
+)
+def test_the_images_base_is_a_digest(base, asked):
+    """A base by its tag, or half a digest, is refused before anything is built."""
+    image = "" if asked == "IMAGE" else "registry.example.org/authz:0.1.0"
+    done = subprocess.run(
+        ["make", "--no-print-directory", "image", f"IMAGE={image}", f"BASE={base}"],
+        cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert re.fullmatch(f"give {asked}.*: deploy/image/README.md\n", done.stdout)
+
+
+def test_an_image_by_digest_is_built():
+    """What is named as it should be goes on to the builder."""
+    base = f"python:3.13-slim-bookworm@sha256:{'0a' * 32}"
+    given = ["IMAGE=registry.example.org/authz:0.1.0", f"BASE={base}", "BUILD_IMAGE=build"]
+    named = subprocess.run(
+        ["make", "image-named", *given], cwd=CHECKOUT, capture_output=True, text=True, check=False,
+        timeout=60,
+    )  # fmt: skip
+    assert (named.returncode, named.stdout) == (0, ""), named.stdout
+    line = subprocess.run(
+        ["make", "--dry-run", "image", *given], cwd=CHECKOUT, capture_output=True, text=True,
+        check=True, timeout=60,
+    ).stdout.splitlines()[-1]  # fmt: skip
+    assert line == (
+        f"build --file deploy/image/Dockerfile --build-arg BASE={base}"
+        " --tag registry.example.org/authz:0.1.0 ."
+    )
