@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import structlog
+from clickhouse_client import statements
 from clickhouse_driver import Client
 from programs import CHECKOUT
 from typer.testing import CliRunner
@@ -80,8 +81,7 @@ def told_in_sql(admin: Client, *files: str) -> set[str]:
     """The statements of these files of ``sql``, as ClickHouse writes them."""
     found: set[str] = set()
     for file in files:
-        text = re.sub(r"^--.*$", "", (HERE / "sql" / file).read_text(), flags=re.MULTILINE)
-        for statement in filter(None, map(str.strip, text.split(";"))):
+        for statement in statements(HERE / "sql" / file):
             query = "SELECT formatQuerySingleLine(%(text)s)"
             [(told,)] = admin.execute(query, {"text": statement})
             found |= _plain(told)
