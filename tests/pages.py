@@ -76,8 +76,10 @@ ELSEWHERE = {
     "docs/scaling.md: authz migrate": "unit/test_store_cluster.py::test_command",
     "docs/scaling.md: ALTER TABLE": "unit/test_store_cluster.py::test_a_time_to_live",
     "deploy/ci/README.md: mkdir": "e2e/test_pipelines.py::test_the_page_shows_a_command_that_runs",
-    "deploy/clickhouse/README.md: head -c 24": "wants clickhouse-client; its files are run as SQL",
-    "deploy/clickhouse/README.md: sed": "wants clickhouse-client; its files are run as SQL",
+    "deploy/clickhouse/README.md: head -c 24": (
+        "e2e/test_clickhouse_sql.py::test_the_pages_commands"
+    ),
+    "deploy/clickhouse/README.md: sed": "e2e/test_clickhouse_sql.py::test_a_tenants_commands",
     "deploy/clickhouse/README.md: SELECT": "e2e/test_clickhouse_rights.py::test_the_pages_queries",
     "deploy/envoy/README.md: set -a;": "unit/test_envoy_bootstrap.py::test_the_readmes_commands",
     "deploy/envoy/README.md: deploy/envoy/drain.sh": "e2e/test_drain.py::test_a_stop_that_drains",
