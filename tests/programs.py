@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import pytest
 
+from authz.demo import stack
 from authz.errors import UsageError
 from authz.report.pages import check_pdf
 
@@ -26,6 +27,8 @@ OWN = Path(sys.executable).parent  # programs that come with the extra `dev`, on
 _MARK = "AN_E2E_TEST"
 
 T = TypeVar("T")
+
+free_port = stack.free_port
 
 
 class World:
@@ -88,12 +91,6 @@ def until(true: Callable[[], T], seconds: float) -> T:
     while not (found := true()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def listens(port: int) -> bool:

@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from authz.demo.people import AUDIENCE, ISSUER, Keys
 from authz.envoy.bootstrap import render
 from authz.errors import UnavailableError, UsageError
 
+_FIRST_PORT = 10_000
 _START_SECONDS = 30
 _STOP_SECONDS = 30
 _FLUSH_SECONDS = 1.5
@@ -39,6 +41,15 @@ def deploy_dir() -> Path:
 
 
 def free_port() -> int:
+    """A port that nobody listens on. Not one of those that the system gives to connections, where
+    it can be told: such a one may be taken again before its server listens."""
+    with contextlib.suppress(OSError, ValueError):
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        ours = range(_FIRST_PORT, first)
+        for port in random.sample(ours, min(100, len(ours))):
+            with contextlib.suppress(OSError), socket.socket() as probe:
+                probe.bind((HOST, port))
+                return port
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

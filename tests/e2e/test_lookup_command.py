@@ -230,11 +230,21 @@ def test_no_identifier_in_clear(stack):
         for (table,) in client.execute("SHOW TABLES NOT LIKE 'baseline%'"):  # sketches
             rows = str(client.execute(f"SELECT * FROM {table}")).encode()
             assert [one for one in secrets if one in rows] == [], table
-    files = [path for path in stack.data_dir.rglob("*") if path.is_file()]
+    assert until(lambda: searched(stack.data_dir, secrets), 60)
+
+
+def searched(directory, secrets):
+    """Every file of `directory` has none of `secrets`. False if one was moved meanwhile, as the
+    database does when it merges."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
     assert len(files) > 20
     for path in files:
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return False
         assert [one for one in secrets if one in content] == [], path
+    return True
 
 
 @pytest.mark.parametrize(

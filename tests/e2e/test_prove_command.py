@@ -159,6 +159,9 @@ def test_a_changed_row_gives_no_proof(site, tmp_path):
     with connect(site[1], mutations_sync=1) as client:
         client.execute("ALTER TABLE audit_log UPDATE subject = 'm.birch' WHERE index = 100")
         client.execute("ALTER TABLE audit_log DELETE WHERE index = 101")
+        left = client.execute("SELECT index, subject FROM audit_log WHERE index IN (100, 101)")
+        told = client.execute("SELECT * FROM system.mutations WHERE table = 'audit_log'")
+        assert left == [(100, "m.birch")], told
     assert "cannot be proven" in authz(site, "prove", f"{ORIGIN}@100", "-o", file, code=1)
     assert "no record" in authz(site, "prove", f"{ORIGIN}@101", "-o", file, code=1)
     assert not file.exists()

@@ -181,7 +181,7 @@ def test_impure_policies_are_asked_singly(server, call):
 
 
 async def settled(engine, condition):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition() and time.monotonic() < deadline:
         with contextlib.suppress(UnavailableError):
             await engine.look()
