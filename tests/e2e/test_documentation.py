@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,7 +30,9 @@ from programs import (
     until,
     world,
 )
+from typer.testing import CliRunner
 
+from authz import cli
 from authz.config import Config
 from authz.record import FIELDS
 from authz.store.client import connect
@@ -293,24 +294,15 @@ def helps() -> dict[str, str]:
     """What ``--help`` says, by command: ``""``, ``"serve"``, ``"serve receiver"``..."""
     found: dict[str, str] = {}
     wide = {"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}
-    with world() as ours, ThreadPoolExecutor(2) as pool:
-
-        def ask(command: str) -> str:
-            line = [*AUTHZ, *command.split(), "--help"]
-            done = run(line, ours, env={**ours.environment, **wide})
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
-        level = [""]
-        while level:
-            answers = dict(zip(level, pool.map(ask, level), strict=True))
-            found |= answers
-            level = [
-                f"{command} {name}".strip()
-                for command, text in answers.items()
-                if "COMMAND" in text.partition("\n\n")[0] + text.partition("Usage")[2][:100]
-                for name in _commands(text)
-            ]
+    every = cli.program()
+    level = [""]
+    while level:
+        command = level.pop()
+        done = CliRunner().invoke(every, [*command.split(), "--help"], env=wide)
+        assert done.exit_code == 0, done.output
+        found[command] = text = done.stdout
+        if "COMMAND" in text.partition("\n\n")[0] + text.partition("Usage")[2][:100]:
+            level += [f"{command} {name}".strip() for name in _commands(text)]
     return found
 
 
