@@ -18,6 +18,7 @@ from authz.errors import UsageError
 from authz.journal.chain import Identity
 from authz.journal.receipts import Receipts
 from authz.journal.segments import Journal
+from authz.serve.grpc_server import KEEPALIVE
 from authz.v1 import stream_pb2 as pb
 
 _BATCH = 1000
@@ -26,14 +27,8 @@ _PAUSE_SECONDS = 0.1  # between a cut and the next attempt
 _PAUSE_MAX_SECONDS = 1  # a receiver that is back has blocks to tell
 _IN_FLIGHT = 4  # batches sent and not acknowledged
 _PATIENCE_SECONDS = 30  # without an acknowledgement, the stream is given up and begun anew
-# A receiver that vanished without a word shows within seconds, though nothing is owed by it: it may
-# have blocks to tell.
-CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),
-]
+# A receiver that vanished may have blocks to tell.
+CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), *KEEPALIVE]
 _CUT = (grpc.RpcError, asyncio.InvalidStateError)  # what a write raises when the stream has ended
 _TRANSIENT = (grpc.aio.AioRpcError, TimeoutError, OSError)
 _UNFIT = grpc.StatusCode.FAILED_PRECONDITION

@@ -36,6 +36,12 @@ OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5000),
 ]
+# A peer that vanished without a word shows within seconds, though nothing is owed by it.
+KEEPALIVE = [
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
 
 
 def spare_collections() -> None:
@@ -79,7 +85,7 @@ async def start(
     credentials: grpc.ServerCredentials | None = None,
 ) -> grpc.aio.Server:  # fmt: skip
     """A started server on `listen` (``host:port`` or ``unix:///path``). Raises `UsageError`."""
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=[*OPTIONS, *KEEPALIVE])
     server.add_generic_rpc_handlers(handlers)
     health_service.add_to(server)
     clear_socket(listen)

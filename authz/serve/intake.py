@@ -63,6 +63,7 @@ class Intake:
         self._synced = synced  # what is acknowledged survives the machine
         self._risk_hours = risk_hours
         self._writers: dict[str, asyncio.Lock] = {}
+        self._newest: dict[str, asyncio.Task[Any]] = {}  # who serves each writer's newest stream
         self._alarms: set[tuple[str, int]] = set()
         self._keeping: set[asyncio.Task[None]] = set()
         self._complained = 0.0
@@ -189,8 +190,7 @@ class Intake:
         if refusal := self._refusal(hello):
             logger.error("writer refused", writer=hello.writer, reason=refusal)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
-        # One stream at a time moves a writer on; a newer one waits until the older has settled.
-        async with self._writers.setdefault(hello.writer, asyncio.Lock()):
+        async with self._turn(hello.writer, context):
             place = self._log.writers.get(hello.writer, Place())
             if hello.first_seq > place.seq + 1:
                 reason = f"the log has {hello.writer} up to {place.seq}, and it begins at"
@@ -222,6 +222,28 @@ class Intake:
                             await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
                         self._heard[hello.writer] = time.monotonic()
                         yield pb.FromReceiver(ack=pb.Ack(seq=place.seq))
+
+    @contextlib.asynccontextmanager
+    async def _turn(
+        self, writer: str, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> AsyncIterator[None]:
+        """One stream at a time moves a writer on. A newer one ends the older, whose connection may
+        have died without a word, and begins when that has settled."""
+        task = asyncio.current_task()
+        assert task is not None
+        older, self._newest[writer] = self._newest.get(writer), task
+        if older:
+            older.cancel()
+        try:
+            async with self._writers.setdefault(writer, asyncio.Lock()):
+                yield
+        except asyncio.CancelledError:
+            if self._newest.get(writer) is not task:
+                await context.abort(grpc.StatusCode.ABORTED, f"{writer} has a newer stream")
+            raise
+        finally:
+            if self._newest.get(writer) is task:
+                del self._newest[writer]
 
     def _alarm(self, writer: str, last_seq: int, reason: str) -> None:
         """Tell in the log, once, that a writer's records do not follow those that are there."""

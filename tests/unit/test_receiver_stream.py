@@ -281,3 +281,41 @@ def test_under_way_while_the_clock_is_behind(tmp_path, monkeypatch):
             assert receiver.intake.under_way["d"] >= sealed
 
     asyncio.run(run())
+
+
+async def read_out(call):
+    """All that is said, and how it ended: as an error, if with one."""
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+def test_a_newer_stream_of_a_writer(tmp_path):
+    """It takes the older one's place at once, whose connection may have died without a word; what
+    that one has sent is in the log once, and it is told why it ends."""
+
+    async def run():
+        async with Receiver(tmp_path) as receiver:
+            async with Writer(tmp_path / "w", receiver.address) as w:
+                w.write(*[({"kind": "decision", "decision_id": f"{n}"}, b"") for n in range(3)])
+                assert await w.forwarder.drain(10) == 0
+                hello = w.forwarder._hello()
+            async with opening(receiver.address)() as channel:
+                old = channel.stream_stream(
+                    "/authz.v1.RecordStream/Write",
+                    request_serializer=pb.FromWriter.SerializeToString,
+                    response_deserializer=pb.FromReceiver.FromString,
+                )()
+                await old.write(pb.FromWriter(hello=hello))
+                assert (await old.read()).welcome.taken_seq >= 3
+                async with Writer(tmp_path / "w", receiver.address) as w:
+                    await until(lambda: w.forwarder.connected)
+                    w.write(({"kind": "decision", "decision_id": "last"}, b""))
+                    assert await w.forwarder.drain(10) == 0
+                    with pytest.raises(grpc.aio.AioRpcError, match="newer stream") as ended:
+                        await asyncio.wait_for(read_out(old), 10)
+                    assert ended.value.code() == grpc.StatusCode.ABORTED
+                    assert w.forwarder.connected
+            return [orjson.loads(split(payload)[0]) for payload in receiver.payloads()]
+
+    told = [one["decision_id"] for one in asyncio.run(run()) if one.get("decision_id")]
+    assert told == ["0", "1", "2", "last"]
