@@ -60,7 +60,11 @@ def bare_hosts(answers: Answers) -> Plan:
     plan.step(
         "Verify, every night, and watch",
         "install -m 644 /var/lib/authz/receiver/trust.yaml /etc/authz/trust.yaml &&"
-        " systemctl enable --now authz-verify.timer authz-watch authz-console",
+        " systemctl enable --now authz-verify.timer authz-watch",
+    )
+    plan.step(
+        "The console, when etc/authz/authz.yaml says where people sign in (docs/bare-hosts.md)",
+        "systemctl enable --now authz-console",
     )
     plan.step("Back up etc/authz/keys/privacy.key and passwords/, and leave neither of them here")
     return plan

@@ -4,14 +4,17 @@ A small wrapper policy decides each item of a batch ``with input as`` that item.
 object keyed by item number: an undefined decision is a missing key, and can never shift one
 person's allow onto another, as it would in an array. One conflict fails a whole query in OPA; the
 items of a failed batch are asked one by one. A policy that calls something impure (``uuid``,
-``http.send``, ...) is never batched, nor where the wrapper cannot be loaded.
+``http.send``, ...) is never batched, nor where the wrapper cannot be loaded. Each decision has a
+wrapper of its own, in a package of its own: others ask the same OPA for other decisions.
 
 opa-python-client does all but the hot path. That is libcurl (pycurl), asked by the thread that
 answers: a call costs 80 µs of CPU where http.client's took 150 in the same run, and aiohttp's would
 change threads. Connections go to TCP, TLS or a unix socket.
 """
 
+import hashlib
 import io
+import re
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +38,7 @@ from authz.policy.verdict import UNDEFINED, PolicyError
 
 _MODULE: Final = "authz/batch"
 _PACKAGE: Final = "authz_batch"
+_DECIDES: Final = re.compile(r"\tdecision := data\.(\S+) with input as item\n")
 _MAX_BATCH: Final = 16
 _CONNECT_MS: Final = 1000
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10, connect=2)
@@ -48,15 +52,28 @@ def is_server(policy: str) -> bool:
     return policy.startswith(_SERVERS)
 
 
-def wrapper(query: str) -> str:
+def own(query: str) -> str:
+    """What is a wrapper's own: the end of its package's name, and of its module's."""
+    return hashlib.sha256(query.encode()).hexdigest()[:16]
+
+
+def wrapper(query: str, package: str = "") -> str:
     """The wrapper policy for the decision `query`; it may be shipped in the bundle as well."""
     return (
-        f"package {_PACKAGE}\n\nimport rego.v1\n\n"
+        f"package {package or f'{_PACKAGE}_{own(query)}'}\n\nimport rego.v1\n\n"
         "decisions[key] := decision if {\n"
         "\tsome key, item in input.items\n"
         f"\tdecision := data.{query.replace('/', '.')} with input as item\n"
         "}\n"
     )
+
+
+def is_wrapper(text: str) -> bool:
+    """Whether a module is the wrapper of some decision, this version's or the one of before, and so
+    no part of the policy."""
+    found = _DECIDES.search(text)
+    query = found[1].replace(".", "/") if found else ""
+    return bool(found) and text in (wrapper(query), wrapper(query, _PACKAGE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +132,7 @@ class OpaEngine:
         self._answered = b""  # OPA's last answer about its policies
         self._base = options.base
         self._single = f"{self._base}/v1/data/{query}"
-        self._batch = f"{self._base}/v1/data/{_PACKAGE}/decisions"
+        self._batch = f"{self._base}/v1/data/{_PACKAGE}_{own(query)}/decisions"
         self._lines: list[_Line] = []
 
     @property
@@ -199,11 +216,10 @@ class OpaEngine:
             if answered == self._answered:
                 return
             policies = orjson.loads(answered).get("result", [])
-            ours = wrapper(self._query)
-            theirs = [policy for policy in policies if policy["raw"] != ours]
-            self._take(theirs)
+            self._take([policy for policy in policies if not is_wrapper(policy["raw"])])
             batches = self.reads is not None and self.reads.batchable
-            if batches and len(theirs) == len(policies):
+            ours = wrapper(self._query)
+            if batches and all(policy["raw"] != ours for policy in policies):
                 batches = await self._load_wrapper(ours)
         except (ConnectionsError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             why = error.args[-1] if isinstance(error, ConnectionsError) else type(error).__name__
@@ -223,7 +239,7 @@ class OpaEngine:
 
     async def _load_wrapper(self, text: str) -> bool:
         try:
-            await self._client.update_policy_from_string(text, _MODULE)
+            await self._client.update_policy_from_string(text, f"{_MODULE}/{own(self._query)}")
         except (ConnectionsError, RegoParseError, aiohttp.ClientError) as error:
             logger.warning(
                 "the wrapper policy is not accepted; asking singly", error=str(error)[:200]

@@ -12,7 +12,7 @@ import aiohttp
 import orjson
 
 from authz.errors import UnavailableError
-from authz.policy.opa import OpaOptions, decision_in, session, wrapper
+from authz.policy.opa import OpaOptions, decision_in, is_wrapper, session, wrapper
 from authz.policy.verdict import UNDEFINED, PolicyError
 
 _BATCH: Final = 64
@@ -40,14 +40,14 @@ class Asked:
         self._wrapped = False
 
     async def modules(self) -> list[Module]:
-        """The policy's modules, without the wrapper. Raises `UnavailableError`."""
+        """The policy's modules, without wrappers. Raises `UnavailableError`."""
         status, answer = await self._call("GET", f"{self._base}/v1/policies")
         if status != 200:
             raise UnavailableError(f"OPA at {self._url} answers {status} when asked for its policy")
         ours = wrapper(self._query)
         found = [Module(each["id"], each["raw"], each["ast"]) for each in answer.get("result", [])]
         self._wrapped = any(module.text == ours for module in found)
-        theirs = [module for module in found if module.text != ours]
+        theirs = [module for module in found if not is_wrapper(module.text)]
         return sorted(theirs, key=lambda module: module.name)
 
     async def decide(

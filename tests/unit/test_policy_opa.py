@@ -17,7 +17,7 @@ from programs import freeze
 
 from authz.demo.stack import free_port
 from authz.errors import UnavailableError, UsageError
-from authz.policy.opa import OpaEngine, OpaOptions, wrapper
+from authz.policy.opa import OpaEngine, OpaOptions, is_wrapper, own, wrapper
 from authz.policy.verdict import UNDEFINED, PolicyError
 
 POLICY = """package envoy.authz
@@ -46,6 +46,7 @@ ANSWERS = {
     "nobody": lambda _: UNDEFINED,
     "both": lambda _: PolicyError,
 }
+QUERY = "envoy/authz/allow"
 pytestmark = pytest.mark.opa
 
 
@@ -223,6 +224,37 @@ def test_opa_restarted(server):
     asyncio.run(run())
 
 
+def test_others_ask_for_other_decisions(server):
+    """Two who ask one OPA for different decisions each get those of their own, together too, and
+    by a revision that stays: neither's wrapper is the other's, or a part of the policy."""
+    (server.policies / "other.rego").write_text("package other\n\nallow := input.n > 2\n")
+    asks = [("true", 1), ("nobody", 2), ("object", 4)]
+
+    async def run():
+        async with engine_of(server) as one, engine_of(server, "other/allow") as two:
+            revisions = set()
+            for _ in range(3):
+                await one.look()
+                await two.look()
+                assert min(one.most, two.most) > 1
+                assert ask(one, *asks) == expected(asks)
+                assert ask(two, *asks) == [False, False, True]
+                revisions |= {one.revision, two.revision}
+            assert len(revisions) == 1
+
+    asyncio.run(run())
+
+
+def test_what_a_wrapper_is():
+    """This version's and the one's before, of whatever decision; nothing that only looks so."""
+    for query in (QUERY, "other/allow"):
+        assert is_wrapper(wrapper(query))
+        assert is_wrapper(wrapper(query, "authz_batch"))
+        assert not is_wrapper(wrapper(query) + "\ndecisions[0] := true\n")
+        assert not is_wrapper(wrapper(query, "envoy.authz"))
+    assert not is_wrapper(POLICY)
+
+
 def test_wrapper_removed(server):
     """If somebody deletes the wrapper, each is asked alone, and answered right, until it is there
     again."""
@@ -233,7 +265,7 @@ def test_wrapper_removed(server):
             connector = aiohttp.UnixConnector(str(server.socket))
             async with (
                 aiohttp.ClientSession(connector=connector) as session,
-                session.delete("http://opa/v1/policies/authz/batch") as response,
+                session.delete(f"http://opa/v1/policies/authz/batch/{own(QUERY)}") as response,
             ):
                 assert response.status == 200
             assert ask(engine, *asks) == expected(asks)
