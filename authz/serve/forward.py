@@ -38,6 +38,8 @@ _UNSYNCED = (
     " set journal.durability: fsync there"
 )
 
+_MOST_SAID = 300
+
 UNSENT = Gauge("authz_writer_unacknowledged", "Records the receiver has not acknowledged")
 CONNECTED = Gauge("authz_writer_connected", "1 while the stream to the receiver is open")
 
@@ -208,7 +210,11 @@ class Forwarder:
             logger.error("the receiver refuses this writer", reason=reason)
         else:
             reason = "no receiver is connected"
-            logger.warning("no receiver; the journal holds the records", unsent=self.unacknowledged)
+            why = error.details() if isinstance(error, grpc.aio.AioRpcError) else None
+            logger.warning(
+                "no receiver; the journal holds the records", unsent=self.unacknowledged,
+                error=(why or type(error).__name__)[:_MOST_SAID],
+            )  # fmt: skip
         if self._receipts:
             self._receipts.cut(reason)
 
