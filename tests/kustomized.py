@@ -64,8 +64,9 @@ class Pod:
             return expanded(variable["value"], before)
         [(kind, source)] = variable["valueFrom"].items()
         if kind == "fieldRef":
-            assert source["fieldPath"] == "metadata.name"
-            return called
+            return {"metadata.name": called, "metadata.namespace": self.namespace}[
+                source["fieldPath"]
+            ]
         assert kind == "secretKeyRef", kind
         secret = self.object("Secret", source["name"])
         return text_of(secret, source["key"]) if secret else f"{source['name']}/{source['key']}"

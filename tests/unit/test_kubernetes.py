@@ -273,6 +273,39 @@ def test_ports_lead_somewhere(overlay):
             assert named - {"metrics", "opa-metrics"} <= there, name
 
 
+@overlays
+def test_writers_believe_the_receiver(overlay):
+    """Each pod that writes calls the receiver by a name that is in its certificate, in a form that
+    gRPC takes: a `*` stands for one label before two or more."""
+    found = built(overlay)
+    issued = [
+        name
+        for one in found
+        if one["kind"] == "Certificate" and one["spec"]["secretName"] == "receiver-tls"
+        for name in one["spec"]["dnsNames"]
+    ]
+    assert bool(issued) == (overlay != "demo")
+    writers = 0
+    for one in pods(found):
+        for container in one.containers:
+            address = one.environment(container).get("AUTHZ_EXT_AUTHZ__RECEIVER")
+            if address is None:
+                continue
+            writers += 1
+            host = address.rpartition(":")[0]
+            assert host.startswith("receiver-0.receiver.")
+            assert f".{receiver_of(found)}.svc" in host
+            wild = "*." + host.partition(".")[2]
+            assert not issued or host in issued or (wild in issued and wild.count(".") > 1)
+    assert writers >= 3
+
+
+def receiver_of(found: tuple[Object, ...]) -> str:
+    """The namespace that the receiver is in."""
+    [one] = [one for one in pods(found) if one.name == "receiver"]
+    return one.namespace
+
+
 STRANGERS = (
     Peer("prometheus", "monitoring"),
     Peer("ingress", "ingress-nginx"),
