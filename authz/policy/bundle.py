@@ -1,10 +1,13 @@
 """A policy as a bundle for OPA servers, signed or not, made by ``opa build``.
 
-Two modules are added to it. One is what `OpaEngine` asks several decisions by: the bundle owns all
-of OPA's policy, so it cannot be loaded afterwards. The other names the data: decisions carry the
-revision of the policy's text, and so a change of the data alone shows in them too.
+Three modules are added to it. One is what `OpaEngine` asks several decisions by: the bundle owns
+all of OPA's policy, so it cannot be loaded afterwards. One names the data: decisions carry the
+revision of the policy's text, and so a change of the data alone shows in them too. And one says
+what may be asked of an OPA that goes by it (``--authorization=basic``), which would else refuse
+everything; a policy's own takes its place.
 """
 
+import re
 import subprocess
 import tempfile
 from dataclasses import dataclass, replace
@@ -25,6 +28,28 @@ NAME: Final = "authz"
 """What deploy/opa/server calls the bundle. OPA puts it before the names of its modules."""
 
 _DATA: Final = "authz_data.rego"
+_API: Final = "authz_api.rego"
+_OWN_API: Final = re.compile(r"^package\s+system\.authz\s*$", re.MULTILINE)
+API: Final = """\
+# What an application may ask of the node's OPA: decisions, and which policy makes them. It may
+# change nothing, since others' requests are decided by the same policy.
+package system.authz
+
+import rego.v1
+
+default allow := false
+
+allow if {
+	input.method == "POST"
+	input.path[0] == "v1"
+	input.path[1] == "data"
+}
+
+allow if {
+	input.method == "GET"
+	input.path == ["v1", "policies"]
+}
+"""
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
 
@@ -49,7 +74,10 @@ def build(policy: Policy, decision: str, made: Path, *, label: str, key: Path | 
     program = find_opa()
     algorithm = _algorithm(key) if key else ""
     text = f'package authz_data\n\ndigest := "{policy.data_digest}"\n'
-    policy = replace(policy, modules={**policy.modules, _DATA: text})
+    added = {_DATA: text}
+    if not any(map(_OWN_API.search, policy.modules.values())):
+        added[_API] = API
+    policy = replace(policy, modules={**policy.modules, **added})
     with tempfile.TemporaryDirectory(prefix="authz-opa-") as temporary:
         directory = Path(temporary) / "policy"
         write(policy, directory, {BATCH: wrapper(decision)})

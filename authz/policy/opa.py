@@ -129,6 +129,7 @@ class OpaEngine:
         self.archive = b""
         self.reads: Reads | None = None
         self._batches = False
+        self._refused = ""  # the revision under which OPA did not take the wrapper
         self._answered = b""  # OPA's last answer about its policies
         self._base = options.base
         self._single = f"{self._base}/v1/data/{query}"
@@ -220,7 +221,8 @@ class OpaEngine:
             batches = self.reads is not None and self.reads.batchable
             ours = wrapper(self._query)
             if batches and all(policy["raw"] != ours for policy in policies):
-                batches = await self._load_wrapper(ours)
+                batches = self._refused != self.revision and await self._load_wrapper(ours)
+                self._refused = "" if batches else self.revision
         except (ConnectionsError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             why = error.args[-1] if isinstance(error, ConnectionsError) else type(error).__name__
             raise UnavailableError(f"OPA at {self._options.url} does not answer ({why})") from None

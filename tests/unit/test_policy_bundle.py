@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from deciding import POLICY
+from programs import CHECKOUT
 
 from authz.policy import bundle, source
 from authz.policy.embedded import EmbeddedEngine
@@ -65,8 +66,8 @@ def build(policy, *options):
     ids=["P-256", "P-384", "RSA"],
 )
 def test_what_is_in_it(opa, policy, tmp_path, private, algorithm):
-    """The policy without its tests, its data, and the two modules that ext-authz wants; OPA takes
-    the signature by the public key and by no other."""
+    """The policy without its tests, its data, and the modules that ext-authz and OPA want; OPA
+    takes the signature by the public key and by no other."""
     made = tmp_path / "bundle.tar.gz"
     key = written(tmp_path / "signing.pem", private)
     code, told, error = build(
@@ -76,8 +77,8 @@ def test_what_is_in_it(opa, policy, tmp_path, private, algorithm):
     assert (json.loads(told)["signed"], json.loads(told)["revision"]) == (algorithm, "r1")
     with tarfile.open(made) as opened:
         assert {name.removeprefix("/") for name in opened.getnames()} == {
-            "allow.rego", "authz_batch.rego", "authz_data.rego", "data.json", ".manifest",
-            ".signatures.json",
+            "allow.rego", "authz_api.rego", "authz_batch.rego", "authz_data.rego", "data.json",
+            ".manifest", ".signatures.json",
         }  # fmt: skip
     own, other = tmp_path / "own.pem", tmp_path / "other.pem"
     for path, owner in ((own, private), (other, ec.generate_private_key(ec.SECP256R1()))):
@@ -117,6 +118,16 @@ def test_the_embedded_engine_takes_it_too(tmp_path):
     bundle.build(source.load(POLICY), "envoy/authz/allow", made, label="", key=None)
     assert "authz_batch.rego" not in source.load(made).modules
     asyncio.run(_start(made))
+
+
+def test_what_may_be_asked(tmp_path, policy):
+    """The bundle says it as the node's OPA does until it has one; a policy's own comes first."""
+    node = CHECKOUT / "deploy" / "kubernetes" / "opa-node" / "authorization.rego"
+    assert bundle.API.replace("import rego.v1\n\n", "") == node.read_text()
+    made = tmp_path / "bundle.tar.gz"
+    (policy / "own.rego").write_text("package system.authz\n\ndefault allow := true\n")
+    told = bundle.build(source.load(policy), "envoy/authz/allow", made, label="", key=None)
+    assert set(told.modules) == {"allow.rego", "own.rego", "authz_data.rego"}
 
 
 def test_what_cannot_be_built(policy, tmp_path):

@@ -1,5 +1,5 @@
-# What an application may ask of the node's OPA: decisions, and which policy makes them. It may change
-# nothing, since others' requests are decided by the same policy.
+# What an application may ask of the node's OPA: decisions, and which policy makes them. It may
+# change nothing, since others' requests are decided by the same policy.
 package system.authz
 
 default allow := false

@@ -125,7 +125,7 @@ def cluster(
         with hosts.on(OUTSIDE):
             relay = Relay(f"127.0.0.1:{_CLICKHOUSE}", (hosts.address(OUTSIDE), 9000))
         stack.callback(relay.close)
-        bundles, public = _bundles(directory, opa)
+        bundles, public = _bundles(directory)
         server = subprocess.Popen(
             hosts.command(OUTSIDE, [sys.executable, "-m", "http.server", str(_BUNDLES)]),
             cwd=bundles, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -171,7 +171,7 @@ def _clickhouse(directory: Path, hosts: Network) -> tuple[str, "subprocess.Popen
     return store.replace(f"127.0.0.1:{_CLICKHOUSE}", "clickhouse:9000"), process
 
 
-def _bundles(directory: Path, opa: str) -> tuple[Path, str]:
+def _bundles(directory: Path) -> tuple[Path, str]:
     """A directory to serve, with the sample policy signed, and the public key."""
     place = directory / "bundles"
     (place / "authz").mkdir(parents=True)
@@ -179,9 +179,8 @@ def _bundles(directory: Path, opa: str) -> tuple[Path, str]:
     for command in (
         ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private],
         ["openssl", "ec", "-in", private, "-pubout", "-out", public],
-        [opa, "build", "-b", CHECKOUT / "deploy" / "opa", "--ignore", "*_test.rego", "--ignore",
-         "*.yaml", "--signing-key", private, "--signing-alg", "ES256",
-         "-o", place / "authz" / "bundle.tar.gz"],
+        [sys.executable, "-m", "authz", "policy", "build", "--policy", CHECKOUT / "deploy" / "opa",
+         "--signing-key", private, "--revision", "1", "-o", place / "authz" / "bundle.tar.gz"],
     ):  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
     return place, public.read_text()
