@@ -390,6 +390,10 @@ def test_what_keeps_it_up(overlay):
                 assert asked >= {"startupProbe", "livenessProbe"}, one.name
                 clients = ports - {"metrics", "opa-metrics", "native"}
                 assert "readinessProbe" in asked or not clients, one.name
+            words = one.command(container)
+            if any(word.startswith("--tls-cert-file") for word in words):
+                # OPA would have its probes and its metrics over TLS too.
+                assert "--diagnostic-addr=http://0.0.0.0:8282" in words
             for monitor in monitors:
                 named = {each["port"] for each in monitor["podMetricsEndpoints"]}
                 told = {name for name in ports if "metrics" in name}
