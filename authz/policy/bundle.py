@@ -31,8 +31,8 @@ _DATA: Final = "authz_data.rego"
 _API: Final = "authz_api.rego"
 _OWN_API: Final = re.compile(r"^package\s+system\.authz\s*$", re.MULTILINE)
 API: Final = """\
-# What an application may ask of the node's OPA: decisions, and which policy makes them. It may
-# change nothing, since others' requests are decided by the same policy.
+# What may be asked of the node's OPA: decisions, and which policy makes them; by kubelet and
+# monitoring, how it is. Nobody may change anything, since others are decided by the same policy.
 package system.authz
 
 import rego.v1
@@ -48,6 +48,11 @@ allow if {
 allow if {
 	input.method == "GET"
 	input.path == ["v1", "policies"]
+}
+
+allow if {
+	input.method == "GET"
+	input.path[0] in ["health", "metrics"]
 }
 """
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}

@@ -1,5 +1,5 @@
-# What an application may ask of the node's OPA: decisions, and which policy makes them. It may
-# change nothing, since others' requests are decided by the same policy.
+# What may be asked of the node's OPA: decisions, and which policy makes them; by kubelet and
+# monitoring, how it is. Nobody may change anything, since others are decided by the same policy.
 package system.authz
 
 default allow := false
@@ -13,4 +13,9 @@ allow if {
 allow if {
 	input.method == "GET"
 	input.path == ["v1", "policies"]
+}
+
+allow if {
+	input.method == "GET"
+	input.path[0] in ["health", "metrics"]
 }

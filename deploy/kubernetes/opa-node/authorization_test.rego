@@ -20,3 +20,10 @@ test_nothing_else_may_be_asked if {
 	not authz.allow with input as {"method": "GET", "path": ["v1", "config"]}
 	not authz.allow with input as {"method": "GET", "path": ["v1", "data"]}
 }
+
+test_how_it_is_may_be_asked if {
+	every path in [["health"], ["metrics"]] {
+		authz.allow with input as {"method": "GET", "path": path}
+		not authz.allow with input as {"method": "POST", "path": path}
+	}
+}
