@@ -41,6 +41,7 @@ _PACKAGE: Final = "authz_batch"
 _DECIDES: Final = re.compile(r"\tdecision := data\.(\S+) with input as item\n")
 _MAX_BATCH: Final = 16
 _CONNECT_MS: Final = 1000
+_AGAIN_SECONDS: Final = 60
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10, connect=2)
 _SERVERS: Final = ("http://", "https://", "unix://")
 
@@ -129,7 +130,8 @@ class OpaEngine:
         self.archive = b""
         self.reads: Reads | None = None
         self._batches = False
-        self._refused = ""  # the revision under which OPA did not take the wrapper
+        # The revision under which OPA did not take the wrapper, and when it is asked again.
+        self._refused = "", 0.0
         self._answered = b""  # OPA's last answer about its policies
         self._base = options.base
         self._single = f"{self._base}/v1/data/{query}"
@@ -221,8 +223,12 @@ class OpaEngine:
             batches = self.reads is not None and self.reads.batchable
             ours = wrapper(self._query)
             if batches and all(policy["raw"] != ours for policy in policies):
-                batches = self._refused != self.revision and await self._load_wrapper(ours)
-                self._refused = "" if batches else self.revision
+                refused, again = self._refused
+                batches = False
+                if refused != self.revision or time.monotonic() > again:
+                    batches = await self._load_wrapper(ours)
+                    if not batches:
+                        self._refused = self.revision, time.monotonic() + _AGAIN_SECONDS
         except (ConnectionsError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             why = error.args[-1] if isinstance(error, ConnectionsError) else type(error).__name__
             raise UnavailableError(f"OPA at {self._options.url} does not answer ({why})") from None

@@ -12,6 +12,7 @@ from random import Random
 
 import aiohttp
 import pytest
+import structlog
 from certificates import Certificates
 from programs import freeze
 
@@ -374,6 +375,11 @@ def test_wrapper_in_the_bundle(opa, tmp_path):
         try:
             engine = await started(OpaOptions(f"unix://{socket}"), "envoy/authz/allow")
             assert ask(engine, ("true", 1), ("nobody", 2)) == [True, UNDEFINED]
+            with structlog.testing.capture_logs() as told:
+                for _ in range(3):
+                    engine._answered = b""  # as if OPA told of its modules in another order
+                    await engine.look()
+            assert told == [], "what was refused is not tried at each look"
             await engine.close()
             return engine.most
         finally:
