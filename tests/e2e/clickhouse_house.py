@@ -8,9 +8,10 @@ import httpx2 as httpx
 import pytest
 from logs import SIGNER
 from old_logs import Clock, OldLog, us
+from pages import DOCS, blocks
 from programs import AUTHZ, CHECKOUT, free_port, listens, until, world
 from rights import as_user, authz, serving, shipped
-from test_documentation import _check, blocks
+from test_documentation import _check
 
 from authz.record.privacy import load_key
 from authz.store.client import connect
@@ -169,7 +170,7 @@ def command(house):
     sealing = ("--key", ours / "ext-authz" / "sealing.key", "--since", "1d")
     house.does("reader", "policy replay", "--policy", CHECKOUT / "deploy" / "opa", *sealing)
     with connect(as_user(house.store, "reader")) as client:
-        for block in blocks("sql"):
+        for block in blocks(DOCS, "sql"):
             if block.page.name in PAGES and not block.text.startswith("ALTER"):
                 client.execute(block.text)
     pages = f"127.0.0.1:{free_port()}"

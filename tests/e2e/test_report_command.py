@@ -179,7 +179,7 @@ def test_corrected_as_documented(site):
     """By the page's commands an entry is corrected, and withdrawn after that."""
     whose = ["--patient", "p-0001"]
     enter = ["--recipient", "Clinic", "--description", "letter", "--purpose", "referral"]
-    site.entered("enter", *whose, *enter, "--date", "3d", "--address", "1 Elm Street")
+    site.entered("enter", *whose, *enter, "--date", "3d", "--address", "2 Birch Road")
     [told] = site.report("disclosures", *whose, "--each")["disclosures"]
     text = block("docs/reports.md", "authz report correct")
     text = text.replace("demo/receiver@4711", told["first"]["records"][0])
