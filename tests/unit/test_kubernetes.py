@@ -537,8 +537,8 @@ def test_an_image_by_digest_is_built():
     base = f"python:3.13-slim-bookworm@sha256:{'0a' * 32}"
     given = ["IMAGE=registry.example.org/authz:0.1.0", f"BASE={base}", "BUILD_IMAGE=build"]
     named = subprocess.run(
-        ["make", "--no-print-directory", "image-named", *given], cwd=CHECKOUT, capture_output=True, text=True, check=False,
-        timeout=60,
+        ["make", "--no-print-directory", "image-named", *given], cwd=CHECKOUT, capture_output=True,
+        text=True, check=False, timeout=60,
     )  # fmt: skip
     assert (named.returncode, named.stdout) == (0, ""), named.stdout
     line = subprocess.run(
