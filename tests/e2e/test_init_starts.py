@@ -121,7 +121,11 @@ def test_local(local):
         assert {"verify": "intact: nothing changed", "lookup": "dr.alder"}[command] in done.stdout
     # Ctrl-C ends all of it: nothing is left running, and nothing unsent.
     os.killpg(local.process.pid, signal.SIGINT)
-    assert local.process.wait(90) == 0
+    logs = local.directory / "data" / "logs"
+    ended = until(lambda: local.process.poll() is not None, 150)
+    told = {path.name: path.read_text()[-2000:] for path in logs.glob("*")}
+    assert ended, (local.ours.running(), told)
+    assert local.process.returncode == 0
     assert local.ours.running() == {}
     for name in ("ext_authz", "receiver"):
         lines = (local.directory / "data" / "logs" / f"{name}.log").read_text().splitlines()
