@@ -48,7 +48,7 @@ _PARTS = re.compile(r"\.venv/bin/authz .*")
 # A namespace, or a database, may be called authz too.
 _NOT_A_NAME = r"(?<!namespace)(?<! -n)(?<!--database)"
 # Of other programs: Envoy, clickhouse-client, OPA.
-_OTHERS = {"--drain-time-s", "--database", "--set-file"}
+_OTHERS = {"--drain-time-s", "--database", "--set-file", "--authorization"}
 
 
 def commands(block: Block) -> list[str]:
