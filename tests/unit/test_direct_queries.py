@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import clusters
 import orjson
+import programs
 import pytest
 import structlog
 from clickhouse_driver import Client
@@ -198,8 +199,13 @@ def test_over_http(servers, site):
     )
     with urllib.request.urlopen(request) as answer:
         assert answer.read() == b"50\n"
-    site.take_over()
-    [(record, it)] = site.looks()
+
+    def looks():
+        """Over HTTP, the server notes a query in its log only after it has answered it."""
+        site.take_over()
+        return site.looks()
+
+    [(record, it)] = programs.until(looks, 60)
     assert (record["user_agent"], it["rows"]) == ("Grafana/11", 1)
 
 

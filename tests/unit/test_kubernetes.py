@@ -542,8 +542,8 @@ def test_an_image_by_digest_is_built():
     )  # fmt: skip
     assert (named.returncode, named.stdout) == (0, ""), named.stdout
     line = subprocess.run(
-        ["make", "--dry-run", "image", *given], cwd=CHECKOUT, capture_output=True, text=True,
-        check=True, timeout=60,
+        ["make", "--no-print-directory", "--dry-run", "image", *given], cwd=CHECKOUT,
+        capture_output=True, text=True, check=True, timeout=60,
     ).stdout.splitlines()[-1]  # fmt: skip
     assert line == (
         f"build --file deploy/image/Dockerfile --build-arg BASE={base}"
