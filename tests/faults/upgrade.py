@@ -3,14 +3,16 @@
     python -m tests.faults.upgrade [--from COMMIT] [--seconds S]
 
 The version before is built from this repository's history as a wheel, into a virtual environment
-of its own, with the libraries of this one. Twice, each time in another order, requests go through
-Envoy without a pause while the schema, the receiver and ext-authz become those of this version,
-with `--seconds` of each mixture. Exit 1 if a request was let through that is not in the log as
-allowed, if anything is there twice, if a decision without its access is not told as a gap or
-anything else is, or if `authz verify` finds anything.
+of its own, with the libraries of this one. The house is two pods on one ClickHouse, each an Envoy
+with its ext-authz and a receiver with its log. Twice, each time in another order, requests go
+through both Envoys without a pause while the schema and each receiver and ext-authz become those of
+this version, with `--seconds` of each mixture. Exit 1 if a request was let through that is not in
+the log as allowed, if anything is there twice, if a decision without its access is not told as a
+gap or anything else is, or if `authz verify` finds anything.
 """
 
 import argparse
+import asyncio
 import itertools
 import subprocess
 import sys
@@ -21,19 +23,25 @@ import venv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from live import ACCOUNTS, Account, Answer, Told, Tuned, account, during, told
+import yaml
+from live import ACCOUNTS, Account, Answer, Told, Tuned, account, during, settle, told
 from rich.console import Console
 
-from authz.demo.people import plan
-from authz.demo.stack import running
+from authz.demo.people import Request, plan
+from authz.demo.stack import Part, running
 from authz.store import migrations
 from authz.store.client import connect
 
 CHECKOUT = Path(__file__).parents[2]
 BEFORE = "8b270cddf08cafadf790583151a08932d244035f"  # the last with schema 7
 NOW = [sys.executable, "-m", "authz"]
-ORDERS = (("schema", "receiver", "ext-authz"), ("ext-authz", "schema", "receiver"))
+SCHEMA = "schema"
+ORDERS = (
+    (SCHEMA, (0, "receiver"), (0, "ext-authz"), (1, "receiver"), (1, "ext-authz")),
+    ((0, "ext-authz"), SCHEMA, (1, "receiver"), (1, "ext-authz"), (0, "receiver")),
+)  # each a step: the schema, or which pod's part
 
 
 def built(commit: str, directory: Path) -> list[str]:
@@ -57,24 +65,16 @@ def built(commit: str, directory: Path) -> list[str]:
 
 
 class Mixed(Tuned):
-    """A stack that begins as the version before."""
+    """A pod that begins as the version before."""
 
     def __init__(self, directory: Path, before: Sequence[str]) -> None:
         super().__init__(directory, receiver=ACCOUNTS)
         self._before = before
 
-    @property
-    def schema(self) -> int:
-        with connect(self.store) as client:
-            return migrations.version(client)
-
     def upgrade(self, part: str) -> None:
-        if part == "schema":
-            subprocess.run([*NOW, "migrate", "--store", self.store], check=True, stdout=sys.stderr)
-        else:
-            self.parts[part].stop()
-            self._be(part, NOW)
-            self.restart(part)
+        self.parts[part].stop()
+        self._be(part, NOW)
+        self.restart(part)
 
     def _be(self, part: str, program: Sequence[str]) -> None:
         command = self.parts[part].command
@@ -89,25 +89,73 @@ class Mixed(Tuned):
         self._be("receiver", self._before)
 
 
-def upgraded(stack: Mixed, order: Sequence[str], seconds: float) -> Iterator[str]:
+class Shared(Part):
+    """A part that is another pod's to start and to stop."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Second(Mixed):
+    """A second pod, on the first one's ClickHouse; `trust` is of both logs."""
+
+    def __init__(self, directory: Path, before: Sequence[str], first: Mixed) -> None:
+        super().__init__(directory, before)
+        self._first = first
+
+    @property
+    def trust(self) -> Path:
+        files = [self._first.trust, super().trust]
+        logs = [log for file in files for log in yaml.safe_load(file.read_text())["logs"]]
+        path = self.data_dir / "trust.yaml"
+        path.write_text(yaml.safe_dump({"logs": logs}))
+        return path
+
+    def _add_clickhouse(self) -> None:
+        its = self._first.parts["clickhouse"]
+        self.parts["clickhouse"] = Shared(its.name, its.command, its.log, {}, its.address)
+
+    def _add_receiver(self) -> None:
+        super()._add_receiver()
+        command = self.parts["receiver"].command
+        command[command.index("--origin") + 1] = "demo/second"
+
+
+def schema(store: str) -> int:
+    with connect(store) as client:
+        return migrations.version(client)
+
+
+def upgraded(first: Mixed, second: Second, order: Sequence[Any], seconds: float) -> Iterator[str]:
     """Upgrades in this order; yields what is wrong."""
-    if stack.schema >= migrations.VERSION:
-        yield f"it began with schema {stack.schema}"
+    pods, store = (first, second), first.store
+    if schema(store) >= migrations.VERSION:
+        yield f"it began with schema {schema(store)}"
 
     def change() -> None:
         time.sleep(seconds)
-        for part in order:
-            stack.upgrade(part)
+        for step in order:
+            if step == SCHEMA:
+                command = [*NOW, "migrate", "--store", store]
+                subprocess.run(command, check=True, stdout=sys.stderr)
+            else:
+                pod, part = step
+                pods[pod].upgrade(part)
             time.sleep(seconds)
 
-    requests = itertools.chain.from_iterable(plan(1000, seed) for seed in itertools.count())
-    answers = during(change, stack, requests)
-    if stack.schema != migrations.VERSION:
-        yield f"it ended with schema {stack.schema}"
-    yield from faults(stack, answers, account(stack), told(stack.store))
+    def load(seed: int) -> Iterator[Request]:
+        return itertools.chain.from_iterable(plan(1000, seed + n) for n in itertools.count())
+
+    answers: list[Answer] = []
+    others = during(lambda: answers.extend(during(change, second, load(1))), first, load(1_000_000))
+    if schema(store) != migrations.VERSION:
+        yield f"it ended with schema {schema(store)}"
+    asyncio.run(settle(first))
+    yield from faults(store, answers + others, account(second), told(store))
 
 
-def faults(stack: Mixed, answers: list[Answer], found: Account, said: Told) -> Iterator[str]:
+def faults(store: str, answers: list[Answer], found: Account, said: Told) -> Iterator[str]:
     if found.report.findings:
         yield f"verify: {found.report.findings[:3]}"
     if missing := found.missing(answers):
@@ -116,7 +164,7 @@ def faults(stack: Mixed, answers: list[Answer], found: Account, said: Told) -> I
         yield f"there twice: {found.doubled[:3]}"
     if found.invented:
         yield f"{found.invented} accesses name a decision that nobody recorded"
-    with connect(stack.store) as client:
+    with connect(store) as client:
         query = "SELECT sum(decisions), (SELECT count() FROM decisions) FROM activity_hourly"
         [(counted, decisions)] = client.execute(query)
     if counted != decisions:
@@ -142,10 +190,11 @@ def main() -> int:
         with console.status(f"building {options.commit[:12]}"):
             before = built(options.commit, Path(name))
         for number, order in enumerate(ORDERS):
-            stack = Mixed(Path(name) / str(number), before)
-            with running(stack, lambda _: None):
-                wrong = list(upgraded(stack, order, options.seconds))
-            console.print(f"{', '.join(order)}: {'; '.join(wrong) or 'nothing is lost'}")
+            first = Mixed(Path(name) / str(number), before)
+            second = Second(Path(name) / f"{number}-second", before, first)
+            with running(first, lambda _: None), running(second, lambda _: None):
+                wrong = list(upgraded(first, second, order, options.seconds))
+            console.print(f"order {number + 1}: {'; '.join(wrong) or 'nothing is lost'}")
             failed |= bool(wrong)
     return int(failed)
 
