@@ -7,11 +7,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import core_running
 import grpc
 import pytest
+from core_running import METHOD, SECONDS, code, echo, wait_for
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 from grpc._cython import cygrpc
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from authz.errors import UsageError
 from authz.serve import core_server
@@ -19,60 +20,12 @@ from authz.serve.check import UNASKED
 from authz.serve.core_server import CoreServer
 from authz.serve.core_stream import Conversation, Unary
 from authz.serve.grpc_server import OPTIONS
-from authz.serve.health import CoreHealth
-
-METHOD = "/test.Echo/Ask"
-CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
-SECONDS = 30  # for what should take none: a hang is a failure, slowness is not
-
-
-class Running:
-    """A server on a unix socket, and a client's channel to it."""
-
-    def __init__(self, directory, handle, shed=None, others=(), *, most=16, **options):
-        options.setdefault("unasked", b"nothing asked")
-        self.address = f"unix://{directory}/core.sock"
-        self.server = CoreServer(
-            METHOD,
-            handle,
-            shed or handle,
-            dict(others),
-            most=lambda: most,
-            options=OPTIONS,
-            **options,
-        )
-        self.server.start(self.address)
-        self.channel = self.connect()
-        self.ask = self.channel.unary_unary(METHOD)
-
-    def connect(self):
-        unlimited = [("grpc.max_receive_message_length", -1)]
-        own = [*unlimited, ("grpc.use_local_subchannel_pool", 1)]
-        return grpc.insecure_channel(self.address, own)
-
-    def stop(self, grace=5):
-        self.channel.close()
-        self.server.stop(grace)
 
 
 @pytest.fixture
 def running(tmp_path):
-    """Makes servers; stops them afterwards."""
-    made = []
-
-    def make(*args, **kwargs):
-        made.append(Running(tmp_path, *args, **kwargs))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.stop()
-    assert not [thread for thread in threading.enumerate() if thread.name == "check"]
-
-
-def echo(exchanges):
-    for exchange in exchanges:
-        exchange.answer(b"re " + exchange.request)
+    with core_running.servers(tmp_path) as make:
+        yield make
 
 
 def shed(exchanges):
@@ -89,17 +42,6 @@ def blocking(reached, go):
         return b""
 
     return block
-
-
-def code(error):
-    return error.value.code()
-
-
-def wait_for(condition):
-    until = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < until, "it did not come to that"
-        time.sleep(0.002)
 
 
 def test_a_call_is_answered(running):
@@ -460,74 +402,6 @@ def test_an_address_in_use(running, tmp_path):
     other = CoreServer(METHOD, echo, echo, {}, most=lambda: 1, unasked=b"", options=OPTIONS)
     with pytest.raises(UsageError, match="choose another"):
         other.start(f"unix://{tmp_path}/absent/core.sock")
-    assert one.ask(b"a", timeout=SECONDS) == b"re a"
-
-
-# -- health
-
-
-def answer_of(message):
-    return HealthCheckResponse.FromString(message).status
-
-
-def asking(service):
-    return HealthCheckRequest(service=service).SerializeToString()
-
-
-@pytest.fixture
-def health():
-    return CoreHealth(["a.Service"])
-
-
-def test_health_check(running, health):
-    """Health is of the whole and of each service named; of another there is none."""
-    one = running(echo, others=health.handlers())
-    check = one.channel.unary_unary(CHECK)
-    assert answer_of(check(asking(""), timeout=SECONDS)) == HealthCheckResponse.NOT_SERVING
-    health.set(serving=True)
-    assert answer_of(check(asking("a.Service"), timeout=SECONDS)) == HealthCheckResponse.SERVING
-    with pytest.raises(grpc.RpcError) as error:
-        check(asking("b.Service"), timeout=SECONDS)
-    assert code(error) == grpc.StatusCode.NOT_FOUND
-
-
-def test_health_watch(running, health):
-    """A watcher gets the state, every change of it, and the end when the server leaves."""
-    one = running(echo, others=health.handlers())
-    watch = one.channel.unary_stream(WATCH)(asking("a.Service"))
-    unknown = one.channel.unary_stream(WATCH)(asking("b.Service"))
-    seen = [answer_of(next(watch))]
-    assert answer_of(next(unknown)) == HealthCheckResponse.SERVICE_UNKNOWN
-    for serving in (True, False, True):
-        health.set(serving=serving)
-        seen.append(answer_of(next(watch)))
-    health.leave()
-    seen += [answer_of(message) for message in watch]
-    no, yes = HealthCheckResponse.NOT_SERVING, HealthCheckResponse.SERVING
-    assert seen == [no, yes, no, yes, no]
-    health.set(serving=True)
-    assert answer_of(one.channel.unary_unary(CHECK)(b"", timeout=SECONDS)) == no
-
-
-def test_watchers_that_leave_are_forgotten(running, health):
-    """A watcher's memory goes with it."""
-    one = running(echo, others=health.handlers())
-    for _ in range(50):
-        watch = one.channel.unary_stream(WATCH)(asking(""))
-        next(watch)
-        watch.cancel()
-    wait_for(lambda: not health._watching)
-    health.set(serving=True)
-
-
-def test_a_stream_that_makes_no_sense_is_ended(running, health):
-    """A message that the handler cannot read ends its stream with an error; it is not left open,
-    where it would hold up the stop."""
-    one = running(echo, others=health.handlers())
-    for method in (CHECK, WATCH):
-        with pytest.raises(grpc.RpcError) as error:
-            list(one.channel.unary_stream(method)(b"\xff", timeout=SECONDS))
-        assert code(error) == grpc.StatusCode.INTERNAL
     assert one.ask(b"a", timeout=SECONDS) == b"re a"
 
 
