@@ -8,12 +8,19 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	$(BIN)/authz demo
 
+# Two at a time, tests of real servers can be hurried: those that failed so are run once more, alone,
+# and both outcomes are told. What is in tests/faults must hold each time, and is not asked twice.
+MANY := 'not alone and not namespaces'
+AGAIN = { [ $$? = 1 ] && ! grep tests/faults .pytest_cache/v/cache/lastfailed && \
+  echo 'Once more, alone: what failed beside other tests' && \
+  $(BIN)/pytest --last-failed --last-failed-no-failures none -m $(MANY); }
+
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not alone and not namespaces'
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m $(MANY) || $(AGAIN)
 	$(BIN)/pytest -m 'alone and not namespaces'
 
 # Breaks the whole house at random under load: for MINUTES, drawn from SEED. Needs OPA; a C compiler

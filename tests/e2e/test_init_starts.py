@@ -84,8 +84,10 @@ def local(tmp_path_factory) -> Iterator[Running]:
         assert done.returncode == 0, done.stdout + done.stderr
         site = directory / "site"
         on_free_ports(site / "authz.yaml", site / "envoy.env")
+        # As in a terminal, also where the tests run in the background and so ignore SIGINT.
+        command = ["env", "--default-signal=INT", site / "run.sh"]
         process = subprocess.Popen(
-            [site / "run.sh"], env=ours.environment, stdout=subprocess.PIPE,
+            command, env=ours.environment, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         try:

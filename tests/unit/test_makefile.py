@@ -1,0 +1,53 @@
+"""`make test`: what failed beside other tests gets a second run, and nothing else does."""
+
+import shutil
+import subprocess
+
+import pytest
+from programs import CHECKOUT
+
+FAILED, INTERRUPTED, NOTHING = 1, 2, 5
+# Stands for pytest: keeps what it was asked, and ends as it is told to.
+PROGRAM = """#!/bin/sh
+echo "$*" >> asked
+code=$(sed -n "$(wc -l < asked)p" codes)
+exit "$code"
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "failed", "expected", "runs"),
+    [
+        ((0, 0), "", True, 2),
+        ((FAILED, 0, 0), "tests/unit/test_a.py::test_b", True, 3),
+        ((FAILED, FAILED), "tests/unit/test_a.py::test_b", False, 2),
+        ((FAILED, NOTHING), "", False, 2),
+        ((FAILED,), "tests/faults/test_a.py::test_b", False, 1),
+        ((INTERRUPTED,), "tests/unit/test_a.py::test_b", False, 1),
+        ((NOTHING,), "", False, 1),
+        ((0, FAILED), "", False, 2),
+    ],
+)
+def test_a_second_run(tmp_path, codes, failed, expected, runs):
+    """Only for failed tests, only once, and never for what must hold each time."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("ruff", "mypy", "lint-imports"):
+        (programs / name).write_text("#!/bin/sh\n")
+    (programs / "pytest").write_text(PROGRAM)
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    shutil.copy(CHECKOUT / "Makefile", tmp_path)
+    (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+    cache = tmp_path / ".pytest_cache" / "v" / "cache"
+    cache.mkdir(parents=True)
+    (cache / "lastfailed").write_text(f'{{"{failed}": true}}')
+    done = subprocess.run(
+        ["make", "test", f"BIN={programs}", "VENV=.", "--old-file=./.dev"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert (done.returncode == 0, len(asked)) == (expected, runs), done.stdout + done.stderr
+    again = [line for line in asked if "--last-failed " in line]
+    assert len(again) == (codes[0] == FAILED and "faults" not in failed)
+    assert asked[0] == "--numprocesses 2 --dist loadfile -m not alone and not namespaces"
