@@ -90,9 +90,11 @@ class Mixed(Tuned):
 
 
 class Shared(Part):
-    """A part that is another pod's to start and to stop."""
+    """A part that is up already, and another pod's to stop."""
 
     def start(self) -> None: ...
+
+    def wait_until_up(self) -> None: ...
 
     def stop(self) -> None: ...
 
