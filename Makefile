@@ -9,9 +9,9 @@ demo: $(VENV)/.demo
 	$(BIN)/authz demo
 
 # Two at a time, tests of real servers can be hurried: those that failed so are run once more, alone,
-# and both outcomes are told. What is in tests/faults must hold each time, and is not asked twice.
+# and both outcomes are told. Faults, and what is drawn at random, are not asked twice.
 MANY := 'not alone and not namespaces'
-AGAIN = { [ $$? = 1 ] && ! grep tests/faults .pytest_cache/v/cache/lastfailed && \
+AGAIN = { [ $$? = 1 ] && ! grep -E 'tests/(faults|fuzz)/|test_hostile' .pytest_cache/v/cache/lastfailed && \
   echo 'Once more, alone: what failed beside other tests' && \
   $(BIN)/pytest --last-failed --last-failed-no-failures none -m $(MANY); }
 

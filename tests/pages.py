@@ -54,7 +54,7 @@ ELSEWHERE = {
     "docs/istio.md: authz serve ext-authz": "e2e/test_istio.py::test_a_valid_token",
     "docs/istio.md: kubectl apply": "interop/kubernetes/apiserver.py::test_a_mesh_is_taken",
     "docs/istio.md: curl -i": "e2e/test_istio.py::test_a_valid_token",
-    "docs/kubernetes.md: make image": "unit/test_kubernetes.py::test_the_image_has_one_place",
+    "docs/kubernetes.md: make image": "unit/test_image.py::test_the_image_has_one_place",
     "docs/kubernetes.md: kubectl apply": "interop/kubernetes/running.py::test_the_quickstart",
     "docs/kubernetes.md: token()": "interop/kubernetes/running.py::test_the_quickstart",
     "docs/kubernetes.md: curl -i": "interop/kubernetes/running.py::test_the_quickstart",
@@ -84,7 +84,7 @@ ELSEWHERE = {
     "deploy/envoy/README.md: set -a;": "unit/test_envoy_bootstrap.py::test_the_readmes_commands",
     "deploy/envoy/README.md: deploy/envoy/drain.sh": "e2e/test_drain.py::test_a_stop_that_drains",
     "deploy/image/README.md: docker": "interop/kubernetes/running.py::test_the_image",
-    "deploy/image/README.md: cd deploy": "unit/test_kubernetes.py::test_the_image_has_one_place",
+    "deploy/image/README.md: cd deploy": "unit/test_image.py::test_the_image_has_one_place",
     "deploy/kubernetes/README.md: kubectl": "unit/test_kubernetes.py::test_what_a_site_brings",
     "deploy/prometheus/README.md: sed": "unit/test_alerts.py::test_prometheus_takes_them",
 }

@@ -6,16 +6,14 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from certificates import Certificates
-from kustomized import KUBERNETES, KUSTOMIZE, OVERLAYS, Object, Pod, build, built, pod, pods
-from manifests import go_program, kubeconform
-from network_policies import OUTSIDE, Network, Peer, peers
+from kustomized import KUBERNETES, OVERLAYS, Object, Pod, build, built, pod, pods
+from manifests import kubeconform
 from pages import block
 from programs import CHECKOUT
 from programs import program as wanted
@@ -306,68 +304,6 @@ def receiver_of(found: tuple[Object, ...]) -> str:
     return one.namespace
 
 
-STRANGERS = (
-    Peer("prometheus", "monitoring"),
-    Peer("ingress", "ingress-nginx"),
-    Peer("neighbour", "fhir"),
-    Peer("stranger", "elsewhere", {"authz/envoy": "sidecar"}),
-    OUTSIDE,
-)
-EVERYBODY = {one.name for one in STRANGERS}
-WRITERS = {"console", "watch", "fhir"}
-REACHED = {
-    "fhir:ingress": EVERYBODY,
-    "receiver:grpc": WRITERS,
-    "console:https": {"ingress"},
-}
-AMONG_THEMSELVES = {
-    "autoscaled": REACHED,
-    "on-disk": REACHED | {"receiver:grpc": WRITERS | {"ext-authz"}, "ext-authz:grpc": {"fhir"}},
-    "opa-per-node": REACHED | {"opa:https": {"fhir"}},
-    "demo": REACHED | {"clickhouse:native": {"receiver", "console", "watch", "migrate"}},
-}
-
-
-@overlays
-def test_who_may_connect_to_whom(overlay):
-    """What each pod takes is as its policies say; metrics are for the monitoring alone. Of the pods
-    of authz none but these ports lead out, and those of applications are the applications' own."""
-    found = built(overlay)
-    network = Network(found)
-    ours = list(peers(found))
-    reached: dict[str, set[str]] = {}
-    for target in ours:
-        for name, port in target.ports.items():
-            sources = {
-                source.name
-                for source in (*ours, *STRANGERS)
-                if source is not target and network.lets(source, target, port)
-            }
-            if "metrics" in name:
-                assert sources == {"prometheus"}, target
-            else:
-                reached[f"{target.name}:{name}"] = sources
-    assert reached == AMONG_THEMSELVES[overlay]
-    tried = (22, 53, 80, 443, 4317, 8181, 9000, 9191, 9292, 9440)
-    for source in ours:
-        assert network.lets(source, Peer("dns", "kube-system"), 53)
-        out = {port for port in tried if network.lets(source, OUTSIDE, port)}
-        if source.namespace != "fhir":
-            assert out == LEAD_OUT[source.name], source
-
-
-LEAD_OUT = {
-    "receiver": {443, 9000, 9440},
-    "console": {443, 9000, 9440},
-    "watch": {443, 9000, 9440},
-    "migrate": {9000, 9440},
-    "ext-authz": {443},
-    "opa": {443},
-    "fhir": set[int](),  # the demo's, in the same namespace
-    "clickhouse": set[int](),
-}
-
-
 @overlays
 def test_what_keeps_it_up(overlay):
     """Each server is asked how it is, those that others call whether they may; where there may be
@@ -435,41 +371,6 @@ spec:
     assert {"name": "tls", "secret": {"secretName": "charts"}} in one.spec["volumes"]
 
 
-@pytest.fixture(scope="module")
-def placed(tmp_path_factory) -> tuple[Path, str]:
-    """A copy of deploy in which each page's command that says where the image is was run, and where
-    the last of them says."""
-    copy = tmp_path_factory.mktemp("placed")
-    shutil.copytree(KUBERNETES.parent, copy / "deploy")
-    page = (CHECKOUT / "docs" / "kubernetes.md").read_text()
-    [line] = re.findall(r"^\(cd .* && kustomize edit set image .*\)$", page, re.MULTILINE)
-    pushed = block("deploy/image/README.md", "cd deploy").replace(
-        "sha256:...", f"sha256:{'5' * 64}"
-    )
-    kustomize = Path(go_program("kustomize", KUSTOMIZE)).parent
-    for text in (line, pushed):
-        subprocess.run(
-            ["sh", "-eu", "-c", text], cwd=copy, check=True, timeout=60,
-            env={**os.environ, "PATH": f"{kustomize}{os.pathsep}{os.environ['PATH']}"},
-        )  # fmt: skip
-    [place] = re.findall(r"authz=(\S+)", pushed)
-    return copy / "deploy" / "kubernetes" / "overlays", place
-
-
-@overlays
-def test_the_image_has_one_place(overlay, placed):
-    """By these commands every container of authz is of the digest that was pushed, and no other."""
-
-    def images(found: tuple[Object, ...]) -> list[str]:
-        return [container["image"] for one in pods(found) for container in one.containers]
-
-    copies, place = placed
-    shipped = images(built(overlay))
-    found = images(build(copies / overlay))
-    assert found == [place if "/authz:" in name else name for name in shipped]
-    assert found.count(place) >= 7
-
-
 def test_the_sample_policy_is_whole():
     """The ConfigMap of the demo has every file of the policy, and no test of it."""
     directory = CHECKOUT / "deploy" / "opa"
@@ -497,55 +398,3 @@ def test_alerts():
     rules = yaml.safe_load((CHECKOUT / "deploy" / "prometheus" / "alerts.yaml").read_text())
     path = ALERTS.relative_to(CHECKOUT)
     assert yaml.safe_load(ALERTS.read_text())["spec"] == rules, f"run: make {path}"
-
-
-def test_the_image_definition():
-    """hadolint finds nothing in it; nothing comes in but by hash or digest."""
-    hadolint = Path(sys.executable).with_name("hadolint")
-    path = CHECKOUT / "deploy" / "image" / "Dockerfile"
-    done = subprocess.run([hadolint, path], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
-    text = path.read_text()
-    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["${BASE}", "${BASE}"]
-    assert "\nARG BASE\n" in text  # no default
-    assert text.count("pip install") == text.count("--require-hashes") + text.count("--no-index")
-
-
-@pytest.mark.parametrize(
-    ("base", "asked"),
-    [
-        ("", "BASE by digest"),
-        ("python:3.13-slim-bookworm", "BASE by digest"),
-        ("python:3.13-slim-bookworm@sha256:...", "BASE by digest"),
-        (f"python:3.13-slim-bookworm@sha256:{'a' * 63}", "BASE by digest"),
-        (f"python:3.13-slim-bookworm@sha256:{'0a' * 32}", "IMAGE"),
-    ],
-)
-def test_the_images_base_is_a_digest(base, asked):
-    """A base by its tag, or half a digest, is refused before anything is built."""
-    image = "" if asked == "IMAGE" else "registry.example.org/authz:0.1.0"
-    done = subprocess.run(
-        ["make", "--no-print-directory", "image", f"IMAGE={image}", f"BASE={base}"],
-        cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert re.fullmatch(f"give {asked}.*: deploy/image/README.md\n", done.stdout)
-
-
-def test_an_image_by_digest_is_built():
-    """What is named as it should be goes on to the builder."""
-    base = f"python:3.13-slim-bookworm@sha256:{'0a' * 32}"
-    given = ["IMAGE=registry.example.org/authz:0.1.0", f"BASE={base}", "BUILD_IMAGE=build"]
-    named = subprocess.run(
-        ["make", "--no-print-directory", "image-named", *given], cwd=CHECKOUT, capture_output=True,
-        text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert (named.returncode, named.stdout) == (0, ""), named.stdout
-    line = subprocess.run(
-        ["make", "--no-print-directory", "--dry-run", "image", *given], cwd=CHECKOUT,
-        capture_output=True, text=True, check=True, timeout=60,
-    ).stdout.splitlines()[-1]  # fmt: skip
-    assert line == (
-        f"build --file deploy/image/Dockerfile --build-arg BASE={base}"
-        " --tag registry.example.org/authz:0.1.0 ."
-    )

@@ -23,6 +23,8 @@ exit "$code"
         ((FAILED, FAILED), "tests/unit/test_a.py::test_b", False, 2),
         ((FAILED, NOTHING), "", False, 2),
         ((FAILED,), "tests/faults/test_a.py::test_b", False, 1),
+        ((FAILED,), "tests/fuzz/test_a.py::test_b", False, 1),
+        ((FAILED,), "tests/e2e/test_hostile_requests.py::test_b", False, 1),
         ((INTERRUPTED,), "tests/unit/test_a.py::test_b", False, 1),
         ((NOTHING,), "", False, 1),
         ((0, FAILED), "", False, 2),
@@ -49,5 +51,5 @@ def test_a_second_run(tmp_path, codes, failed, expected, runs):
     asked = (tmp_path / "asked").read_text().splitlines()
     assert (done.returncode == 0, len(asked)) == (expected, runs), done.stdout + done.stderr
     again = [line for line in asked if "--last-failed " in line]
-    assert len(again) == (codes[0] == FAILED and "faults" not in failed)
+    assert len(again) == (codes[0] == FAILED and runs > 1)
     assert asked[0] == "--numprocesses 2 --dist loadfile -m not alone and not namespaces"
