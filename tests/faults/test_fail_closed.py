@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from live import Account, Answer, Caller, Tuned, account, during, edited, replace, said
+from live import Account, Answer, Caller, Row, Tuned, account, during, edited, replace, said
 
 from authz.demo.people import Request
 from authz.demo.stack import Stack, free_port, running
@@ -92,8 +92,8 @@ class Outcome:
 
     stack: Stack
     answers: dict[str, Answer] = field(default_factory=dict)
-    behind: list[Answer] = field(default_factory=list)
-    """Denied requests that waited behind a slow one."""
+    behind: list[list[Answer]] = field(default_factory=list)
+    """Slow requests, and denied ones that waited behind them: three rounds."""
     found: Account | None = None
 
 
@@ -118,8 +118,10 @@ async def try_all(result: Outcome) -> None:
         await asyncio.sleep(2)
         slow, denied = Request("linden", "GET", "/slow"), Request("linden", "GET", "/no")
         requests = [slow, *itertools.repeat(denied, 10), slow, *itertools.repeat(denied, 10)]
-        result.behind += await asyncio.gather(*(caller.send(request) for request in requests))
-        await asyncio.sleep(2)
+        for _ in range(3):
+            round_ = await asyncio.gather(*(caller.send(request) for request in requests))
+            result.behind.append(list(round_))
+            await asyncio.sleep(2)
 
 
 @pytest.fixture(scope="module")
@@ -156,20 +158,45 @@ def test_case(request, mode, name):
 
 @pytest.mark.parametrize("mode", ["strict", "lenient"])
 def test_behind_a_slow_policy(request, mode):
-    """Who waits behind a slow decision is denied in time, by us and not by Envoy."""
+    """Who waits behind a slow decision is denied in time, by us and not by Envoy: that is 50 ms
+    before Envoy stops waiting, which a busy machine can take away, but not each time."""
     result = request.getfixturevalue(mode)
-    statuses = Counter(answer.status for answer in result.behind)
-    assert statuses.keys() <= {403, 503}, statuses
-    accesses = [result.found.accesses[answer.trace] for answer in result.behind]
-    assert all(access.decision_id and not access.upstream for [access] in accesses)
+    for answer in itertools.chain.from_iterable(result.behind):
+        [access] = result.found.accesses[answer.trace]
+        last = result.found.decisions[answer.trace][-1]
+        assert not last.allowed
+        if by_us(access):
+            assert answer.status in (403, 503)
+            # What took too long is denied without waiting for its record, and so is not named.
+            assert bool(access.decision_id) == (last.reason_code != "deadline")
+        else:
+            assert not access.decision_id
+        assert not access.upstream or (mode == "lenient" and not by_us(access))
+    in_time = [
+        all(by_us(access) for answer in round_ for access in result.found.accesses[answer.trace])
+        for round_ in result.behind
+    ]
+    assert any(in_time), in_time
+
+
+def by_us(access: Row) -> bool:
+    """Whether Envoy denied because of our answer, and not because it had none."""
+    return access.details.startswith("ext_authz_denied ")
 
 
 @pytest.mark.parametrize("mode", ["strict", "lenient"])
 def test_all_of_it_is_in_the_log(request, mode):
-    """However odd the answers, every one has its record, and nothing is alarmed."""
-    report = request.getfixturevalue(mode).found.report
-    assert report.verified, report.findings
-    assert (report.gaps, report.pending) == ({}, 0)
+    """However odd the answers, every one has its record, and nothing is alarmed, but for what Envoy
+    let through without our answer."""
+    found = request.getfixturevalue(mode).found
+    through = sum(
+        bool(access.upstream) and not access.decision_id
+        for accesses in found.accesses.values()
+        for access in accesses
+    )
+    assert found.report.verified, found.report.findings
+    assert (found.report.gaps, found.report.pending) == ({"bypass": through} if through else {}, 0)
+    assert mode == "lenient" or not through
 
 
 def test_ext_authz_down(strict):
