@@ -3,25 +3,32 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench soak upgrade namespaces image image-named image-check kubernetes reference lock licences sbom audit wheel reproducible clean
+.PHONY: demo test thorough bench soak upgrade namespaces image image-named image-check kubernetes reference lock licences sbom audit wheel reproducible clean
 
 demo: $(VENV)/.demo
 	$(BIN)/authz demo
 
 # Two at a time, tests of real servers can be hurried: those that failed so are run once more, alone,
 # and both outcomes are told. Faults, and what is drawn at random, are not asked twice.
-MANY := 'not alone and not namespaces'
-AGAIN = { [ $$? = 1 ] && ! grep -E 'tests/(faults|fuzz)/|test_hostile' .pytest_cache/v/cache/lastfailed && \
-  echo 'Once more, alone: what failed beside other tests' && \
-  $(BIN)/pytest --last-failed --last-failed-no-failures none -m $(MANY); }
+define TESTS
+$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not alone and not namespaces and $(1)' || \
+  { [ $$? = 1 ] && ! grep -E 'tests/(faults|fuzz)/|test_hostile' .pytest_cache/v/cache/lastfailed && \
+    echo 'Once more, alone: what failed beside other tests' && \
+    $(BIN)/pytest --last-failed --last-failed-no-failures none \
+      -m 'not alone and not namespaces and $(1)'; }
+$(BIN)/pytest -m 'alone and not namespaces and $(1)'
+endef
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m $(MANY) || $(AGAIN)
-	$(BIN)/pytest -m 'alone and not namespaces'
+	$(call TESTS,not thorough)
+
+# What `make test` leaves out: each form, platform, moment and cut of what it shows once.
+thorough: $(VENV)/.dev
+	$(call TESTS,thorough)
 
 # Breaks the whole house at random under load: for MINUTES, drawn from SEED. Needs OPA; a C compiler
 # for clocks that are set, and the right to mount (user namespaces do) for disks that get full.

@@ -118,6 +118,7 @@ def test_each_mistake_is_made_once():
     assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_mistake(outcomes, mistake):
     """A mistake ends the command soon, with its exit code and one line that says what to mend."""

@@ -154,6 +154,7 @@ def test_block_outlives_a_restart_without_receiver(stack):
     assert account(stack).report.verified
 
 
+@pytest.mark.thorough
 def test_block_ends_by_itself(stack):
     """A block ends at its time, with nobody doing anything."""
     said = {}
@@ -172,6 +173,7 @@ def test_block_ends_by_itself(stack):
     assert all(status == 200 for sent, status in seen if sent > until + 0.1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

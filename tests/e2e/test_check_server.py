@@ -366,6 +366,7 @@ def test_workers_that_cannot_start(server, tmp_path):
     assert until(lambda: not server.where.running(), 10), server.where.running()
 
 
+@pytest.mark.thorough
 def test_writer_and_receiver_over_tls(server, tmp_path, database):
     """Decisions reach a receiver over mutual TLS, and not without our certificate."""
     authority = Certificates(tmp_path)

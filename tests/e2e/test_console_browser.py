@@ -57,7 +57,10 @@ def pages(site):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    "dark",
+    [pytest.param(False, id="light"), pytest.param(True, id="dark", marks=pytest.mark.thorough)],
+)
 def test_for_everybody(site, officer, dark):
     """No page has anything that axe finds wrong, and none is stopped by its own security policy."""
     options = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []

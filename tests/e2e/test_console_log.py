@@ -173,6 +173,7 @@ def test_what_people_run_it_by(site):
     assert all({"level", "time", "message"} <= set(line) for line in lines)
 
 
+@pytest.mark.thorough
 def test_what_is_not_as_it_should_be(database, tmp_path):
     """An entry that no bundle takes, one that is gone, one that is there twice, and a tile that is
     missing: each is refused, and what an operator must see is in the log."""
@@ -211,6 +212,7 @@ def test_what_is_not_as_it_should_be(database, tmp_path):
         assert entries("000")[0] == 403, "a token that cannot be read is nobody's"
 
 
+@pytest.mark.thorough
 def test_two_logs(database, tmp_path):
     """With two logs the path must say which; with none there is nothing."""
     for number, signer in enumerate((None, SIGNER, OTHER)):
@@ -278,6 +280,7 @@ def test_a_clean_stop(site, tmp_path):
     slow.close()
 
 
+@pytest.mark.thorough
 def test_tls_and_unix_sockets(site, tmp_path):
     """It speaks TLS where it has a certificate, and listens on a unix socket."""
     certificates = Certificates(tmp_path)
@@ -300,6 +303,7 @@ def test_tls_and_unix_sockets(site, tmp_path):
             assert ours.makefile("rb").read().startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "environment", "says"),
     [
@@ -320,6 +324,7 @@ def test_what_it_does_not_start_with(options, environment, says):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_token_that_others_read(tmp_path):
     """A token that others may read, or that could be guessed, is refused at the start."""
     for mode, text, says in ((0o644, "x" * 64, "chmod 600"), (0o600, "short", "openssl rand")):

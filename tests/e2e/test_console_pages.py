@@ -95,6 +95,7 @@ def test_older_requests(site, officer):
     assert "none older since 2026-01-01" in page
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
 def test_what_is_found_is_shown_at_once(site, cut):
     """While the database is still reading what is older; and that it stopped is said."""
@@ -122,6 +123,7 @@ def test_what_is_found_is_shown_at_once(site, cut):
     relay.close()
 
 
+@pytest.mark.thorough
 def test_the_overview_goes_on(site, officer):
     """One look is on record, which says that it goes on; what is new is told without another. Only
     who opened the page is told."""
@@ -260,6 +262,7 @@ def test_nobody_is_signed_in(site):
         assert nobody.post("/block/n.reed", data={"reason": "x"}).status_code == 401
 
 
+@pytest.mark.thorough
 def test_what_it_does_not_start_with(site):
     """Without a receiver, a way to know people, or with everybody let in from other hosts."""
     directory, store, receiver, ours = site.directory, site.store, site.address, site.ours

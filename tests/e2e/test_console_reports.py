@@ -35,6 +35,7 @@ def on_record(site, reason):
     return [one for one in looks(site) if one[2] == reason]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("form", "says", "whose"),
     [
@@ -111,6 +112,7 @@ def test_what_is_not_made(site, officer):
     assert officer.post("/report", data={"report": "review", "reason": "x"}).status_code == 403
 
 
+@pytest.mark.thorough
 def test_who_may_take_what(site):
     """It is the policy's to say, for each report; who sees no names has none in a report."""
     with console(site, everyone="s.ash", everyone_roles=["security-officer"]) as security:

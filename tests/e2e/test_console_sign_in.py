@@ -98,6 +98,7 @@ def test_a_session_that_was_made_up(browser):
         assert answer.status_code == 303, other
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("place", ["https://evil.example/", "//evil.example", "/\\evil.example"])
 def test_nobody_is_led_elsewhere(browser, place):
     """After signing in, only to pages of this console."""

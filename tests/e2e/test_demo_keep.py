@@ -163,6 +163,7 @@ def test_with_debians_client(demo):
     assert allowed in ("1", "true")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("background", [False, True])
 def test_sigterm_stops_everything(tmp_path, background):
     """SIGTERM ends every part, removes the temporary data, and shows no traceback; also where a
@@ -281,6 +282,7 @@ def _tried(command: str, ours: World) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_chosen_data_is_kept_and_used_again(tmp_path):
     """The checkpoint in a terminal can be copied whole; with --data-dir its log is gone on with."""
     data = tmp_path / "data"
@@ -307,6 +309,7 @@ def test_chosen_data_is_kept_and_used_again(tmp_path):
         assert json.loads(state.read_bytes())[shown.origin]["size"] > shown.size
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("when", "how"),
     [

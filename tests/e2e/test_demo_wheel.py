@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from programs import CHECKOUT, run, world
 
+pytestmark = pytest.mark.thorough
+
 _REQUESTS = 500
 _FIRST_ANSWER_SECONDS = 20
 

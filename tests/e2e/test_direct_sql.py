@@ -43,6 +43,7 @@ def looks(store):
     return [key for it in told for key in it["queries"]], {it["query"] for it in told}
 
 
+@pytest.mark.thorough
 def test_on_record_once(there):
     """Each query of somebody who knows a password is on record within seconds, once, though watch
     is killed in the middle of it, twice; and none of watch's own."""

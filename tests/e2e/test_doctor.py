@@ -141,6 +141,7 @@ EXPLAINED = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("hops", "proxies"), EXPLAINED)
 @pytest.mark.parametrize("authorized", [False, True])
 def test_the_hop_count_is_explained(ground, hops, proxies, authorized):
@@ -258,6 +259,7 @@ def test_a_dry_run_cannot_be_missed(tmp_path):
     assert "─ DRY RUN ─" in done.stdout
 
 
+@pytest.mark.thorough
 def test_a_policy_that_does_not_load(tmp_path):
     """A change that does not compile is a failure until it is mended, though decisions go on."""
     rego = tmp_path / "policy" / "roles.rego"
@@ -277,6 +279,7 @@ def test_a_policy_that_does_not_load(tmp_path):
     assert told.count("the policy is read again") == 1
 
 
+@pytest.mark.thorough
 def test_what_was_not_looked_at_is_said(tmp_path):
     """Without the metrics, nobody is told that this is no dry run."""
     with ext_authz(tmp_path) as (address, _):
@@ -287,6 +290,7 @@ def test_what_was_not_looked_at_is_said(tmp_path):
     assert told["unknown"] == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("days", "level"), [(90, "ok"), (10, "warn"), (-1, "fail")])
 def test_certificates_that_end(tmp_path, days, level):
     """A served certificate's last day is read even when it is over, by mutual TLS."""
@@ -305,6 +309,7 @@ def test_certificates_that_end(tmp_path, days, level):
     assert bool(health) == (days > 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -122,6 +122,7 @@ def test_the_page_has_the_same_queries():
     assert (rights, goes) == (RIGHTS.lstrip(), TTLS.lstrip())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("user", WIDE)
 def test_rights_too_wide(database, user):
     """Whoever could change, remove or invent records is named, unless an administrator."""

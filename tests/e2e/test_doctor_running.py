@@ -108,6 +108,7 @@ def envoy(tmp_path_factory) -> Iterator[tuple[int, int]]:
         process.wait(30)
 
 
+@pytest.mark.thorough
 def test_what_a_running_envoy_does_not_ask(envoy):
     """The runtime's values in force are looked at: those that switch ext_authz off, a default taken
     back, and what was set by hand; so are the filters' order and the certificate in use."""
@@ -182,6 +183,7 @@ def receiver(tmp_path_factory) -> Iterator[tuple[str, str, embedded.Embedded]]:
             server.stop()
 
 
+@pytest.mark.thorough
 def test_a_receiver(receiver):
     """That it takes records in, how full its journal is, and which Envoy does not answer it."""
     listen, metrics, _ = receiver
@@ -198,6 +200,7 @@ def test_a_receiver(receiver):
     assert (code, finding["level"]) == (3, "unknown")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("seconds", "level"), [(-10, "warn"), (60, "fail")])
 def test_a_clock_that_differs(receiver, tmp_path, seconds, level):
     """This machine's clock, the receiver's and ClickHouse's are held against each other."""

@@ -97,6 +97,7 @@ async def stopped_under_traffic(directory: Path, stop: Stop) -> Traffic:
     return traffic
 
 
+@pytest.mark.thorough
 def test_a_stop_that_drains(tmp_path):
     """Under traffic, by the README's command, every request that was answered, also while Envoy
     drained, has its access."""

@@ -147,6 +147,7 @@ def test_the_disk_is_lost(tmp_path, clickhouse):
     assert told == report.gaps
 
 
+@pytest.mark.thorough
 def test_what_writers_do_not_have_any_more(tmp_path, clickhouse):
     """A writer whose own journal has forgotten what the lost disk held is refused, and the log
     tells how far it has this writer's records."""
@@ -175,6 +176,7 @@ def test_what_writers_do_not_have_any_more(tmp_path, clickhouse):
     assert report.findings == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [SECOND, "no/such"])
 def test_what_cannot_be_followed(tmp_path, database, name):
     """A log that is not there, or is the new one itself, cannot be followed."""

@@ -16,7 +16,7 @@ from authz.demo.stack import Stack, free_port, running
 from authz.record.privacy import load_key
 from authz.store.client import connect
 
-pytestmark = pytest.mark.opa
+pytestmark = [pytest.mark.opa, pytest.mark.thorough]
 
 # As OPA reads Rego today; the policy takes the token apart by itself.
 DECODES = """package envoy.authz
@@ -182,6 +182,7 @@ def rego_of(stack: Stack, decision_id: str) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_a_file_and_the_embedded_engine(policy, tmp_path):
     """A policy that only says yes or no, read from its file, leaves full records."""
     stack = Stack(tmp_path / "data", policy=policy(DECODES), timeout_ms=2000)
@@ -204,6 +205,7 @@ def test_a_bundle_on_an_opa_server(opa, policy, tmp_path):
             assert UNDEFINED in rego_of(stack, decision_id)
 
 
+@pytest.mark.thorough
 def test_a_decision_in_parts(opa, policy, tmp_path):
     """So does one under another name, that builds its answer of parts; the client gets these."""
     with served(opa, policy(PARTS)) as address:

@@ -133,6 +133,7 @@ def test_names_that_act_on_terminals(site, exported, tmp_path):
     assert len(verified(site, "--from", folder, code=1)["logs"]) == 4
 
 
+@pytest.mark.thorough
 def test_what_makes_no_sense(site, exported, tmp_path):
     """Options that do not go together, and folders that are none, are told in a line."""
     folder = exported[0]
@@ -151,6 +152,7 @@ def test_what_makes_no_sense(site, exported, tmp_path):
     assert "--output" in authz(site, "export", "-o", folder, "--reason", "x", code=2)
 
 
+@pytest.mark.thorough
 def test_a_window_and_what_is_new(site, tmp_path):
     """A window leaves the state file alone; what is new is checked from there, and only a check
     that finds nothing moves it on."""

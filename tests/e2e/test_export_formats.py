@@ -136,6 +136,7 @@ def test_audit_events(site, tmp_path):
     assert "does not give the record back" in " ".join(report["not_proven"])
 
 
+@pytest.mark.thorough
 def test_what_makes_no_sense(site, tmp_path):
     """Options that do not go together, and files that are none, are told in a line."""
     usual = ("-o", tmp_path / "x", "--reason", "x")
@@ -153,6 +154,7 @@ def test_what_makes_no_sense(site, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.thorough
 def test_nothing_is_written_that_is_not_on_record(site, tmp_path):
     """Where no receiver answers, nothing is exported."""
     away = f"127.0.0.1:{free_port()}"

@@ -64,6 +64,7 @@ def test_loaded_shown_and_gone_by(site, feeds):  # noqa: F811 - the fixture
     assert "in place of" in command("load", place / "orders.csv")
 
 
+@pytest.mark.thorough
 def test_nothing_is_changed(site, feeds):  # noqa: F811 - the fixture
     """A load that cannot go on record, or that is wrong somewhere, leaves all as it was."""
     place, command = feeds
@@ -74,6 +75,7 @@ def test_nothing_is_changed(site, feeds):  # noqa: F811 - the fixture
     assert json.loads(command("show", "--json")) == {"feeds": []}
 
 
+@pytest.mark.thorough
 def test_the_documented_sources(site, feeds):  # noqa: F811 - the fixture
     """A FHIR server, an export of one and a file on a server are loaded by the page's commands;
     practitioners and locations are called what the tables say."""

@@ -126,6 +126,7 @@ def test_said_and_kept(stack):
         assert said in text
 
 
+@pytest.mark.thorough
 def test_looks_are_on_record(stack):
     """Each look at findings is on record before it shows anything, with the patients it shows."""
     stack, _, token = stack
@@ -184,6 +185,7 @@ def test_a_terminal_is_safe(stack):
     assert "(nobody) from 192.0.2.9" in text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

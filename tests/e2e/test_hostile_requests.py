@@ -64,6 +64,7 @@ def test_nothing_gets_through(request, name):
     assert breaches(request.getfixturevalue(name)) == []
 
 
+@pytest.mark.thorough
 def test_unsafe_paths_allowed(unsafe_allowed):
     """With `unsafe_paths: allow`, a policy that names what is allowed still holds. One that names
     what is forbidden does not, and nothing but the path is misread."""

@@ -101,6 +101,7 @@ def local(tmp_path_factory) -> Iterator[Running]:
             process.stdout.close()
 
 
+@pytest.mark.thorough
 def test_local(local):
     """One command, and requests are allowed and denied; the log has them, is intact, and the next
     steps that it printed do what they say."""

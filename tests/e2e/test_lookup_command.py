@@ -177,6 +177,7 @@ def test_the_look_is_on_record_first(stack):
     }  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_nothing_is_shown_without_a_receiver(stack):
     """A look that cannot be recorded shows nothing, and neither does one with a wrong key."""
     looks = _count(stack, "event = 'look'")
@@ -247,6 +248,7 @@ def searched(directory, secrets):
     return True
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
+import pytest
 import structlog
 from sidecar import Sidecar, manager, sidecar
 
@@ -111,6 +112,7 @@ def test_a_receiver_that_is_cut_off(tmp_path):
     live(tmp_path, story, workers=2)
 
 
+@pytest.mark.thorough
 def test_traffic_alone_is_no_loss(tmp_path):
     """As long as all of it comes, nothing is told, also while entries are always under way, and
     over a start of Envoy whose buffer was sent."""
@@ -157,6 +159,7 @@ def test_what_envoy_drops(tmp_path):
     live(tmp_path, story, edit=small)
 
 
+@pytest.mark.thorough
 def test_an_envoy_with_several_receivers(tmp_path):
     """Of an Envoy whose log goes to two places nothing is told as lost, and that is said."""
 
@@ -180,6 +183,7 @@ def test_an_envoy_with_several_receivers(tmp_path):
     ]
 
 
+@pytest.mark.thorough
 def test_an_admin_interface_that_is_away(tmp_path):
     """It is said once, is a metric, and is no loss; and once more when it is back."""
 

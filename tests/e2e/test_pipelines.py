@@ -292,6 +292,7 @@ def test_what_they_use_is_pinned() -> None:
             assert all("==" in package for package in packages.split() if package != "pip")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", twin("policy"), ids=["github", "gitlab"])
 def test_check(site: Site, file: Path, tmp_path: Path) -> None:
     """A sound policy passes; a misspelt table, a failing test and a door left open each fail."""
@@ -319,6 +320,7 @@ def test_check(site: Site, file: Path, tmp_path: Path) -> None:
         assert said in done.stdout + done.stderr, (name, done.stdout[-500:])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", twin("policy"), ids=["github", "gitlab"])
 def test_replay(site: Site, file: Path, tmp_path: Path) -> None:
     """How many gain and lose is posted under the change, and nobody's name or patient with it."""
@@ -366,6 +368,7 @@ def test_bundle_and_rollback(site: Site, file: Path) -> None:
     assert site.kept[current] == b"newer"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", twin("verify"), ids=["github", "gitlab"])
 def test_verify(site: Site, file: Path, tmp_path: Path) -> None:
     """The log is verified, from the database and from an export; the result is kept whatever it is,
@@ -401,6 +404,7 @@ def test_verify(site: Site, file: Path, tmp_path: Path) -> None:
     assert (done.returncode, "could not tell" in done.stdout) == (3, True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", twin("manifests"), ids=["github", "gitlab"])
 def test_manifests(site: Site, file: Path, tmp_path: Path) -> None:
     """What is valid passes, part by part; what is not fails."""
@@ -437,6 +441,7 @@ def test_manifests(site: Site, file: Path, tmp_path: Path) -> None:
     assert site.job(file, name, **(parts | wrong)).returncode != 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", twin("supply"), ids=["github", "gitlab"])
 def test_supply(site: Site, file: Path, tmp_path: Path) -> None:
     """What is installed is listed with its licence; a known vulnerability fails, and is told."""

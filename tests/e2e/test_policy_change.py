@@ -52,6 +52,7 @@ def hits(stack) -> float:
     )
 
 
+@pytest.mark.thorough
 def test_policy_change_on_opa(changing):
     """Every change is in force a second after it at the latest, though decisions are cached, and
     each decision is recorded."""

@@ -18,6 +18,8 @@ from test_documentation import _check
 from authz.record.privacy import load_key
 from authz.store.client import connect
 
+pytestmark = pytest.mark.thorough
+
 TRACED = CHECKOUT / "tests" / "faults" / "traced.py"
 CALLS = "openat,open,creat,mkdir,unlink,rename,renameat,renameat2,connect"
 # Of the system and of the program itself: read by every process.

@@ -94,6 +94,7 @@ def test_by_its_place(site, tmp_path):
         assert verified(site, file)["index"] == 600
 
 
+@pytest.mark.thorough
 def test_which_record_is_meant(site, tmp_path):
     """A decision id means its decision, or the kind that is named; of several, they are told."""
     file = tmp_path / "proof"

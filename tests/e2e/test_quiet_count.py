@@ -18,6 +18,8 @@ from programs import freeze
 from authz.demo.people import Request, plan
 from authz.demo.stack import Stack, running
 
+pytestmark = pytest.mark.thorough
+
 SEED = int(os.environ.get("AUTHZ_TEST_SEED", "0")) or Random().randrange(1, 1 << 32)
 ORDINARY = 500
 WORKERS = 12

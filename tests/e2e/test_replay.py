@@ -73,6 +73,7 @@ def unchanged(lived):
     assert found["same"] >= len(answers) == REQUESTS
 
 
+@pytest.mark.thorough
 def test_one_flipped_rule(lived, tmp_path):
     """On a policy with one rule flipped, exactly those are named whose requests, sent again, are
     answered otherwise."""

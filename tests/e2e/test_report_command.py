@@ -141,6 +141,7 @@ def test_accounting_of_disclosures(site):
     assert json.loads(row[3])["command"] == "report disclosures"
 
 
+@pytest.mark.thorough
 def test_a_wrong_entry(site):
     """What was entered is corrected by where it is, then withdrawn; each time the accounting has
     what is right by then, with a note, and both stay in the log."""
@@ -175,6 +176,7 @@ def test_a_wrong_entry(site):
     assert site.count("event = 'disclosure_entered' AND position(details, 'Elm Street') > 0") == 1
 
 
+@pytest.mark.thorough
 def test_corrected_as_documented(site):
     """By the page's commands an entry is corrected, and withdrawn after that."""
     whose = ["--patient", "p-0001"]
@@ -199,6 +201,7 @@ def test_corrected_as_documented(site):
     assert one["recipient"] == "Clinic"
 
 
+@pytest.mark.thorough
 def test_a_suspension_hides_all_of_it(site):
     """What was disclosed to the police is in nothing that is shown, in whatever form, until the
     operator asks for it; who asks is on record."""
@@ -292,6 +295,7 @@ def test_periodic_review(site):
     assert until(lambda: "report disclosures" in looks(), 30)
 
 
+@pytest.mark.thorough
 def test_pdf(site, tmp_path):
     """A PDF of several pages that others can read, with its numbers, head and proof."""
     makes_pdfs()
@@ -308,6 +312,7 @@ def test_pdf(site, tmp_path):
     assert path.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.thorough
 def test_nothing_is_shown_without_a_receiver(site):
     """A look that cannot be recorded shows nothing and writes nothing."""
     page = site.directory / "none.html"

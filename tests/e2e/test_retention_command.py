@@ -122,6 +122,7 @@ def test_from_hold_to_release(setting):
         assert not path.is_file() or ANN.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.thorough
 def test_without_a_receiver(setting):
     """What cannot be put on record is not dropped."""
     was = setting.old()
@@ -133,6 +134,7 @@ def test_without_a_receiver(setting):
     assert setting.old() < was
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -203,6 +203,7 @@ def token(stack, **more):
     return jwt.encode(claims | more, key, algorithm="ES256", headers={"kid": KEY_ID})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("site", [pytest.param("opa", marks=pytest.mark.opa)], indirect=True)
 def test_it_outlives_the_receiver(site):
     """ext-authz that starts while no receiver is there knows what it knew, each of its workers; a

@@ -28,6 +28,8 @@ from live import read as read_account
 from authz.demo.stack import HOST, deploy_dir, free_port, running
 from authz.store.client import connect
 
+pytestmark = pytest.mark.thorough
+
 FRIEND, STRANGER = "127.0.0.2", "127.0.0.3"
 FEEDER, OTHER = "spiffe://lakeside/feeder", "spiffe://lakeside/other"
 GREETING = b"220 ready\r\n"

@@ -20,6 +20,8 @@ from authz.store.client import connect
 from authz.trust import load_trust
 from authz.verify import Report, verify_store
 
+pytestmark = pytest.mark.thorough
+
 SECOND = "demo/second"
 REQUESTS = 150
 COPY_SECONDS = 60

@@ -111,6 +111,7 @@ def test_found_while_it_happens_and_once(site):
     assert [row[5] for row in findings(client)] == keys
 
 
+@pytest.mark.thorough
 def test_stopped_in_the_middle_of_a_look(site):
     """It ends when the look has, and well; what that found is on record later, once."""
     directory, _, client, ours = site
@@ -135,6 +136,7 @@ def test_stopped_in_the_middle_of_a_look(site):
     assert len(keys) == len(set(keys))
 
 
+@pytest.mark.thorough
 def test_without_a_receiver(site, tmp_path):
     """It makes its directory and learns; `--what-if` goes by that."""
     _, _, _, ours = site
@@ -145,6 +147,7 @@ def test_without_a_receiver(site, tmp_path):
     assert orjson.loads(told.stdout)
 
 
+@pytest.mark.thorough
 def test_days_are_told_once(site, tmp_path):
     """Each day that is over, with the share of accesses that nothing explains; a second watch that
     learns the same tells none again."""

@@ -13,6 +13,8 @@ from authz.demo.people import PEOPLE
 from authz.demo.stack import HOST, Part, envoy_program, free_port, running
 from authz.store.client import connect
 
+pytestmark = pytest.mark.thorough
+
 CLIENT = "127.0.0.2"  # Envoy appends another address of this host to x-forwarded-for for 127.0.0.1
 PROXY = HOST
 

@@ -36,7 +36,7 @@ def named(answer: Answer) -> list[str]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("part", ["ext-authz", "envoy"])
+@pytest.mark.parametrize("part", ["ext-authz", pytest.param("envoy", marks=pytest.mark.thorough)])
 def test_killed(way, part, tmp_path):
     """Every answer's disclosure has its own patients or fewer; those without are told as gaps; and
     where answers wait, none that came was not recorded."""

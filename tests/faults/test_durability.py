@@ -100,6 +100,7 @@ def test_a_receiver_that_is_killed(stack):
     assert all(answer.trace in later.accesses for answer in after), "quiet again"
 
 
+@pytest.mark.thorough
 def test_a_receiver_that_is_stopped(lenient):
     """Without a receiver everybody is denied by us, so that Envoy's `failure_mode_allow` has
     nothing to act on; health says why; and all is well when there is one again."""
@@ -119,6 +120,7 @@ def test_a_receiver_that_is_stopped(lenient):
     assert found.report.gaps.keys() <= {"no_access"}
 
 
+@pytest.mark.thorough
 def test_a_receiver_that_hangs(lenient):
     """A receiver that answers nothing, though its connection stands: denied in time and by us; and
     all is well when it goes on."""

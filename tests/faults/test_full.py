@@ -111,6 +111,7 @@ def test_disk_of_the_receiver(tmp_path, small_disk, cutter):
     asyncio.run(filled_and_emptied(tmp_path, cutter))
 
 
+@pytest.mark.thorough
 def test_bound_of_the_receiver(tmp_path, cutter):
     """So it is with its journal's own bound."""
     asyncio.run(filled_and_emptied(tmp_path, cutter, AUTHZ_JOURNAL__MAX_BYTES=str(MAX_BYTES)))
@@ -123,6 +124,7 @@ main()
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("back", [True, False])
 def test_stopped_while_full(tmp_path, cutter, back):
     """SIGTERM ends a receiver whose journal is full, with ClickHouse back or away for good; what it
@@ -144,6 +146,7 @@ def test_stopped_while_full(tmp_path, cutter, back):
     asyncio.run(run())
 
 
+@pytest.mark.thorough
 def test_health_comes_back_without_traffic(tmp_path, cutter):
     """A receiver that got full is healthy once it is empty, though nobody sends anything: what is
     not healthy may be kept from all who would."""

@@ -15,6 +15,8 @@ from authz.verify import verify_store
 from .feeding import ORIGIN, ready, site
 from .test_kill_receiver import KILLED
 
+pytestmark = pytest.mark.thorough
+
 OLD, NEXT = Signer(ORIGIN, b"1" * 32), Signer(ORIGIN, b"2" * 32)
 
 # What is called, which of its calls, and when it is killed then. The journal's first record is

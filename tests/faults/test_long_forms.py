@@ -4,6 +4,8 @@ import asyncio
 import os
 from random import Random
 
+import pytest
+
 from .away import away
 from .kills import soak as kills
 
@@ -12,6 +14,7 @@ KILLS = 5
 REQUESTS = 12_000
 
 
+@pytest.mark.thorough
 def test_killed_at_random(tmp_path):
     """Receiver and ClickHouse killed at random moments: after each, what was acknowledged is in the
     log, once, the log verifies, and no gap is told that is none."""

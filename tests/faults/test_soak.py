@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-pytestmark = [pytest.mark.opa, pytest.mark.alone]
+pytestmark = [pytest.mark.opa, pytest.mark.alone, pytest.mark.thorough]
 
 SEED = int(os.environ.get("AUTHZ_TEST_SEED", "0")) or Random().randrange(1, 1 << 32)
 

@@ -120,6 +120,7 @@ def test_every_point_of_every_statement(batches, cutter):
         batches.check()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("point", ["query", "in data", "data", "done"])
 def test_cut_while_the_server_still_inserts(batches, cutter, point):
     """The client alone sees the cut, and the old query still runs when the next attempt begins:
@@ -134,6 +135,7 @@ def test_cut_while_the_server_still_inserts(batches, cutter, point):
     batches.check()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("point", ["before", "in data", "data", "done"])
 def test_held_back_beyond_the_time_out(batches, cutter, point):
     """What a network holds back arrives when the client has long given up and tried again: a
@@ -207,6 +209,7 @@ def test_any_byte(batches, cutter):
     assert failures > 20, "the test did cut"
 
 
+@pytest.mark.thorough
 def test_cut_under_load(tmp_path, database):
     """The receiver itself, its connections cut at random all the while, loses and doubles nothing,
     and needs no restart."""

@@ -32,6 +32,7 @@ def server(tmp_path_factory):
     server.stop()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fresh", [True, False])
 def test_some_calls(server, tmp_path, fresh):
     """Whichever call is the last one or fails: what was acknowledged is there after the next

@@ -122,6 +122,7 @@ def _blocks_forgotten(patch):
     patch.setattr(one_check.Judge, "_blocked", lambda *_: False)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("break_it", "fault"),
     [

@@ -76,6 +76,7 @@ def test_a_full_disk_delays_no_block(tmp_path):
     assert blocks.find("a", NOW)
 
 
+@pytest.mark.thorough
 def test_no_moment_without_a_block(tmp_path):
     """While sets are replaced, whoever is in all of them is found at every moment."""
     blocks = Blocks.load(tmp_path / "blocks.json")

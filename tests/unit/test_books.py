@@ -49,6 +49,7 @@ def summaries(log):
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("limit", [1, 2, 1000])
 def test_crash_between_journal_and_database(log, limit, monkeypatch):
     """Intervals that were told, and whose notices were not stored when the receiver crashed, are

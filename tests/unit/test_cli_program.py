@@ -31,6 +31,7 @@ def test_each_command_is_there(every):
     assert {name.split()[0] for name in every} == set(_FILES)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", _FILES)
 def test_alone_it_is_whole(command, every):
     """With a command's own files it has all its subcommands."""

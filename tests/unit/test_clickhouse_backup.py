@@ -101,6 +101,7 @@ def test_restored_whole(site):
         assert admin.execute("SELECT sum(decisions) FROM activity_hourly") == [(300,)]
 
 
+@pytest.mark.thorough
 def test_a_backup_that_is_too_old(site):
     """One from before the newest checkpoint is intact by itself. Who has accepted that checkpoint,
     or has it in an anchor, is told which records are gone; and that stays, when the log goes on."""

@@ -89,6 +89,7 @@ def _times(client):
     return client.execute("SELECT toUnixTimestamp64Micro(max(sealed_at)) FROM audit_log")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "filters", [ANY, Filters(subject="n.reed"), Filters(patients=("key.p1",))],
     ids=["all", "a person", "a patient"],

@@ -412,6 +412,7 @@ def rss():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.thorough
 def test_memory_is_flat(running):
     """Memory after a hundred thousand calls is what it was after the first few thousand."""
     one = running(echo)

@@ -117,6 +117,7 @@ _JWK = st.dictionaries(
 )  # fmt: skip
 
 
+@pytest.mark.thorough
 @settings(max_examples=500)
 @given(st.lists(_JWK | st.integers() | st.none(), max_size=4), st.data())
 def test_any_key_set(members, data):
@@ -178,6 +179,7 @@ def test_a_key_replaced_under_its_id(tmp_path):
     asyncio.run(rotate())
 
 
+@pytest.mark.thorough
 def test_a_file_that_breaks(tmp_path):
     """A file that is no key set any more leaves the last good one, until it is too old."""
     ours = Signer()
@@ -247,6 +249,7 @@ def test_a_url_that_is_down_at_the_start(server):
     asyncio.run(late())
 
 
+@pytest.mark.thorough
 def test_a_url_that_goes_down_and_comes_back(server):
     """Known keys count while the URL is down, until they are too old; then 503; then, with the URL
     back, its keys of then."""
@@ -356,6 +359,7 @@ def test_regular_fetches(server):
     asyncio.run(rotate())
 
 
+@pytest.mark.thorough
 def test_threads_while_the_keys_change(tmp_path):
     """While a set is replaced again and again, a key that is in all of them always counts, and
     one that is in none never."""

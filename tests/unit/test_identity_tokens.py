@@ -261,6 +261,7 @@ def test_a_header_that_nests_deep(known):
 _CHARACTERS = string.ascii_letters + string.digits + "-_.=+/, \t%é\x00"
 
 
+@pytest.mark.thorough
 @settings(max_examples=1500)
 @given(data=st.data())
 def test_a_mutated_token_is_nobody_else(known, signer, data):

@@ -128,6 +128,7 @@ def test_it_is_valid(made):
     assert all(step["what"] in text and step["command"] in text for step in told["next"])
 
 
+@pytest.mark.thorough
 def test_answers_on_standard_input(made, tmp_path, monkeypatch):
     """The same answers, typed, give the same files; only what is secret is made anew."""
     given, directory, _ = made
@@ -188,7 +189,13 @@ CLUSTERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CLUSTERS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if case in ("kubernetes", "istio") else pytest.mark.thorough)
+        for case in CLUSTERS
+    ],
+)
 def test_manifests(case, site, tmp_path):
     """Kubernetes and the makers of custom resources know each field; names lead to what is there,
     and no pod is in a namespace that was not asked for."""

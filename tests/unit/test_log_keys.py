@@ -80,6 +80,7 @@ def log(tmp_path):
     log.end()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stopped", range(7))
 def test_stopped_between_any_two_steps(tmp_path, database, stopped):
     """Stopped after any step of a rotation, the receiver ends it at its next start: with one leaf,

@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from authz.record import FIELDS
 from authz.report import look_up
 from authz.report.activity import activity
@@ -10,6 +12,8 @@ from authz.store.client import connect
 from authz.store.lookups import EVER, Window
 from authz.store.migrations import ASKED_FOR, migrate
 from authz.store.pages import Filters
+
+pytestmark = pytest.mark.thorough
 
 # A patient in every 10,000th request; in two answers among eight, each of which costs a block.
 _ROWS = """INSERT INTO audit_log (origin, index, kind, sealed_at, time, decision_id, subject,

@@ -1,4 +1,4 @@
-"""`make test`: what failed beside other tests gets a second run, and nothing else does."""
+"""`make test` and `thorough`: what failed beside other tests gets a second run, nothing else does."""
 
 import shutil
 import subprocess
@@ -30,7 +30,8 @@ exit "$code"
         ((0, FAILED), "", False, 2),
     ],
 )
-def test_a_second_run(tmp_path, codes, failed, expected, runs):
+@pytest.mark.parametrize(("target", "which"), [("test", "not thorough"), ("thorough", "thorough")])
+def test_a_second_run(tmp_path, target, which, codes, failed, expected, runs):
     """Only for failed tests, only once, and never for what must hold each time."""
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -45,11 +46,15 @@ def test_a_second_run(tmp_path, codes, failed, expected, runs):
     cache.mkdir(parents=True)
     (cache / "lastfailed").write_text(f'{{"{failed}": true}}')
     done = subprocess.run(
-        ["make", "test", f"BIN={programs}", "VENV=.", "--old-file=./.dev"],
+        ["make", target, f"BIN={programs}", "VENV=.", "--old-file=./.dev"],
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     asked = (tmp_path / "asked").read_text().splitlines()
     assert (done.returncode == 0, len(asked)) == (expected, runs), done.stdout + done.stderr
+    many = f"-m not alone and not namespaces and {which}"
+    assert asked[0] == f"--numprocesses 2 --dist loadfile {many}"
     again = [line for line in asked if "--last-failed " in line]
     assert len(again) == (codes[0] == FAILED and runs > 1)
-    assert asked[0] == "--numprocesses 2 --dist loadfile -m not alone and not namespaces"
+    assert all(line.endswith(many) for line in again)
+    if expected:
+        assert asked[-1] == f"-m alone and not namespaces and {which}"

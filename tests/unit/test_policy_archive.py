@@ -108,6 +108,7 @@ def test_show_by_record(stored):
     assert "no such record" in show(stored, "0197a3a0-0000-7000-8000-000000000000", code=1)
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_shown(stored):
     """An unknown revision, one that fits several, and a changed text are told apart."""
     assert "no policy is archived" in show(stored, "0" * 64, code=1)

@@ -269,6 +269,7 @@ def counterexamples(server, query, known):
     return [path for path, changed in unread if server.decide(query, changed) != before]
 
 
+@pytest.mark.thorough
 @settings(
     max_examples=int(os.environ.get("AUTHZ_TEST_POLICIES", "100")),
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],

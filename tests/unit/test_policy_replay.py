@@ -219,6 +219,7 @@ def test_a_policy_that_reads_bodies(log, opa, documents, decisions):
     assert told["same"] == TOTAL - bodies
 
 
+@pytest.mark.thorough
 def test_what_ends_it(log, opa, documents, decisions, tmp_path):
     """No key, no such decision, a policy that does not compile, nothing sealed: the exit code and
     one line say which."""

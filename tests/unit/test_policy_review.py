@@ -136,6 +136,7 @@ REASONS = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("text", "level"), REASONS.values(), ids=REASONS)
 def test_reasons(check, text, level):
     """A decision without a reason is named; where it cannot be seen, "may" is said."""
@@ -147,6 +148,7 @@ def test_reasons(check, text, level):
     assert code == 0
 
 
+@pytest.mark.thorough
 def test_a_decision_in_parts(check):
     """A decision put together from rules is read part by part."""
     code, told = check("allow.allowed := true\n\nallow.headers := {}")
@@ -176,6 +178,7 @@ def test_strictness_and_the_embedded_engine(authz, tmp_path):
     assert any(file == "data.json" and "KiB" in text for file, text in texts)
 
 
+@pytest.mark.thorough
 def test_on_a_server(authz, opa, tmp_path):
     """The address of a server is asked as it is, and without the program only lines are missing."""
     from authz.policy.opa_process import running
@@ -194,6 +197,7 @@ def test_on_a_server(authz, opa, tmp_path):
     assert {at["line"] for read in bare["reads"] for at in read["at"]} == {0}
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_checked(authz, tmp_path):
     """A policy that does not compile is 2, with the place; a decision it lacks too; no OPA is 3,
     with the mend."""
@@ -245,6 +249,7 @@ roles[role] { role := input.parsed_query.role[_] }
 """
 
 
+@pytest.mark.thorough
 def test_rego_before_opa_1(authz, tmp_path):
     """A policy as it was written before OPA 1.0 is checked and tested as it is."""
     (tmp_path / "policy.rego").write_text(OLD)
@@ -275,6 +280,7 @@ def test_tests_that_fail(authz, tmp_path):
     assert [t["name"] for t in found["tests"] if t["outcome"] == "failed"] == ["test_wrong"]
 
 
+@pytest.mark.thorough
 def test_tests_that_cannot_run(authz, tmp_path):
     """A policy that does not compile is 2, none at all too; no OPA is 3, with the mend."""
     (tmp_path / "a.rego").write_text("package a\n\nallow if y\n")

@@ -122,6 +122,7 @@ def test_only_said(log):
     assert log.client.execute("SHOW TABLES LIKE 'expiring%'") == []
 
 
+@pytest.mark.thorough
 def test_month_after_month(log):
     """Each run tells what has expired since the one before, and the record that showed how old the
     last part was goes with the next."""
@@ -191,6 +192,7 @@ def test_holds(log, name):
     assert found == [(0,)]
 
 
+@pytest.mark.thorough
 def test_several_holds(log):
     """Of two holds on the same record, each keeps it; and holds do not expire themselves."""
     client = log.client
@@ -209,6 +211,7 @@ def test_several_holds(log):
     checked(client)
 
 
+@pytest.mark.thorough
 def test_a_hold_in_the_same_second(log):
     """A hold that reaches the log between the look at the holds and the notice is kept to, and the
     notice that did not know it excuses nothing."""
@@ -238,6 +241,7 @@ OPERATIONS = st.one_of(
 )
 
 
+@pytest.mark.thorough
 @settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(OPERATIONS, max_size=8))
 def test_whatever_comes(log_of, operations):
@@ -286,6 +290,7 @@ class CrashError(Exception):
     """As if the process had ended there."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("point", ["staged", "told", "seen", "inputs", "one month", "all"])
 def test_a_crash_at_any_point(log, monkeypatch, point):
     """Wherever a run is cut off, what is gone may be, and what is held is there; the next run ends
@@ -360,6 +365,7 @@ def alter(client, change):
     client.execute(f"ALTER TABLE {change}")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -423,6 +429,7 @@ def test_what_was_kept_and_is_gone(log):
         checked(log.client)
 
 
+@pytest.mark.thorough
 def test_a_notice_that_somebody_wrote(log):
     """A release that is no record of the log lifts nothing: a run that meets one drops nothing."""
     log.tell(hold_notice(HOLDS["subject"], NOW))
@@ -451,6 +458,7 @@ def test_sealed_inputs(log):
     assert apply(log, asked).nothing
 
 
+@pytest.mark.thorough
 def test_several_logs(log_of):
     """One notice, in one log, tells of all of them."""
     log, other = log_of(), log_of(OTHER, each=7)
@@ -465,6 +473,7 @@ def test_several_logs(log_of):
     checked(log.client, SIGNER.name, OTHER.name)
 
 
+@pytest.mark.thorough
 def test_many_spans(log, monkeypatch):
     """What is too much for one notice is told in several, which follow each other."""
     monkeypatch.setattr(expire_module, "_SPANS_CAP", 30)
@@ -479,6 +488,7 @@ def test_many_spans(log, monkeypatch):
     assert stay <= left(log.client)
 
 
+@pytest.mark.thorough
 def test_rows_that_come_in_meanwhile(log, monkeypatch):
     """A month into which rows have come since it was looked at is not dropped."""
     old = before(log.client, us(2020, 11, 1))
@@ -507,6 +517,7 @@ def test_order_of_times(log):
         apply(log)
 
 
+@pytest.mark.thorough
 def test_an_operators_own_index(log):
     """A projection or index that an operator has added is no obstacle."""
     alter(log.client, "audit_log ADD PROJECTION people (SELECT subject, count() GROUP BY subject)")

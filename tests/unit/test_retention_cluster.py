@@ -13,6 +13,8 @@ from authz.retention import Hold, hold_notice
 from authz.store import migrations
 from authz.store.client import QUERY_ERRORS, connect
 
+pytestmark = pytest.mark.thorough
+
 DATABASE = "authz"
 USERS = ("10-authz.xml", "20-authz-cluster.xml")
 

@@ -211,6 +211,7 @@ class Watched(Verified):
         return wrong
 
 
+@pytest.mark.thorough
 def test_decisions_in_one_accesses_in_the_other(two, monkeypatch):
     """Half an hour of requests, one every two seconds, each decided in one log and told of in the
     other: none is missing its half, and what is held is what a few minutes bring."""

@@ -33,6 +33,8 @@ from authz.store.writer import StoreWriter, stop_running
 from authz.trust import TrustedLog
 from authz.verify import verify_store
 
+pytestmark = pytest.mark.thorough
+
 DATABASE = "authz"
 ROUNDS = 12
 EPOCH = 600 * 1_000_000  # before all that is sealed

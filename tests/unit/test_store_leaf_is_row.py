@@ -19,6 +19,7 @@ def client(database):
         yield client
 
 
+@pytest.mark.thorough
 @settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_rows_give_the_same_leaves(client, seed):

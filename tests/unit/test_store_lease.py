@@ -176,6 +176,7 @@ def most_owners(steps, kind=Lease, seen=None):
     return most
 
 
+@pytest.mark.thorough
 @settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_never_two_owners(steps):

@@ -175,6 +175,7 @@ def test_vectors_verify(vector, client):
     assert report.decisions == sum(one["kind"] == "decision" for one in vector.records)
 
 
+@pytest.mark.thorough
 def test_any_older_version_verifies(old, client, fresh):
     """From each version on: rows stay what they were, and the structure becomes a fresh one's."""
     assert migrations.migrate(client) == list(range(old.version + 1, migrations.VERSION + 1))
@@ -190,6 +191,7 @@ def test_vectors_become_alike(vector, client, fresh):
     assert structure(client) == fresh
 
 
+@pytest.mark.thorough
 def test_log_goes_on(vector, client, database, tmp_path):
     """The receiver's next records, of the new schema, follow the old ones in the same log, and the
     views show what is new in them."""
@@ -217,6 +219,7 @@ def test_log_goes_on(vector, client, database, tmp_path):
     assert report.records == tree.size + 2
 
 
+@pytest.mark.thorough
 def test_views_show_every_field(old, client):
     """Each view of a migrated database has all columns of the record, in order; requests also have
     whom their answers disclosed."""
@@ -227,6 +230,7 @@ def test_views_show_every_field(old, client):
         assert columns == [*(field.name for field in FIELDS), *more], view
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("version", range(1, migrations.VERSION + 1))
 def test_interrupted_anywhere(client, tmp_path, version):
     """A migration that was cut off after any of its statements is repeated without harm to the
@@ -255,6 +259,7 @@ def test_repeated_migrations_do_nothing(client, tmp_path, fresh):
     assert verify_store(client, TRUST).findings == []
 
 
+@pytest.mark.thorough
 def test_many_at_once(database, clickhouse, fresh):
     """Processes that migrate one database at the same moment all come to its end."""
 

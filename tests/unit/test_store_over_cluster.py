@@ -41,6 +41,8 @@ from authz.store.exports import Selection
 from authz.store.lookups import EVER, Window
 from authz.store.pages import ANY, Filters
 
+pytestmark = pytest.mark.thorough
+
 NOW_US = NOW * 1_000_000
 LATELY = Window((NOW - 40 * DAY) * 1_000_000)
 FILES = ("10-authz.xml", "20-authz-cluster.xml")

@@ -75,6 +75,7 @@ def written(log, number):
     return log.written_entries([*entries, policy_notice(number, named(text), text)])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_cut_at_every_point(log, database, direction):
     """Cut before, during or after any of a batch's statements, in either direction, and tried

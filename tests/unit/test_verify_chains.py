@@ -91,6 +91,7 @@ def test_changed_before_sealing(sealed):
     assert (kind, first) == ("chain", last)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("what", ["drop", "change", "invent", "swap"])
 def test_signed_heads(sealed, what):
     """Whoever also makes the chain fit again is told by the writer's signed heads, though other
@@ -135,6 +136,7 @@ def test_second_key(sealed):
     assert "writer_key" in {kind for kind, *_ in sealed(spoil)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "details",
     [

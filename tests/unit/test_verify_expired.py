@@ -50,6 +50,7 @@ def test_windows(log):
         assert found(log.client, window=Window(since, until)) == []
 
 
+@pytest.mark.thorough
 def test_missing_beside_what_expired(log):
     """A record that no notice names is missed, before, in and behind an expired part."""
     apply(log, order(keys=KEYS))

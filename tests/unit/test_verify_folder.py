@@ -118,6 +118,7 @@ def test_it_says_what_the_database_says(exported):
     }  # fmt: skip
 
 
+@pytest.mark.thorough
 @given(st.lists(st.one_of(TEXTS, st.sampled_from(ODD)), min_size=30, max_size=30), RECORDS)
 @settings(max_examples=8,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
@@ -154,6 +155,7 @@ def claimed(folder):
     return said
 
 
+@pytest.mark.thorough
 @SOME
 @given(
     st.integers(0, 9), st.integers(0, 2**32), st.sampled_from(("flip", "cut", "remove", "swap")),

@@ -75,6 +75,7 @@ SPLITS = st.lists(
 )
 
 
+@pytest.mark.thorough
 @MORE
 @given(SPLITS)
 def test_in_any_parts(client, whole, splits):
@@ -91,6 +92,7 @@ def test_in_any_parts(client, whole, splits):
     assert sum(map(len, read)) == SIZE
 
 
+@pytest.mark.thorough
 @MORE
 @given(
     st.integers(1, SIZE // BATCH - 1).map(lambda n: n * BATCH), st.integers(0, SIZE - 1),
@@ -168,6 +170,7 @@ def test_rolled_back(client, whole):
     assert told(report) == [("rollback", 2000, SIZE - 1)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", [1000, SIZE])
 def test_forked(client, size):
     """A log that was rewritten and signed anew is another than was accepted."""

@@ -92,6 +92,7 @@ def rewrite(client, index, column, value):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("field", FIELDS, ids=[field.name for field in FIELDS])
 def test_each_column(copied, field):
     """A changed value is told at its record, whichever column it is in, and nothing else is: not
@@ -110,6 +111,7 @@ def test_each_column(copied, field):
     assert sorted(found(copied)) == there.get(field.name, [("changed", 100, 100)])
 
 
+@pytest.mark.thorough
 @settings(
     max_examples=15,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

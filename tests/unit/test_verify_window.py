@@ -64,6 +64,7 @@ def test_the_days_are_where_they_are_said_to_be(client):
     assert told(verify_logs(StoredLogs(client), TRUST)) == []
 
 
+@pytest.mark.thorough
 @MORE
 @given(st.integers(-30, SIZE // TICK + 30), st.integers(0, SIZE // TICK + 60))
 @example(-30, 10)  # before everything
@@ -85,6 +86,7 @@ INSIDE = st.one_of(
 )
 
 
+@pytest.mark.thorough
 @MORE
 @given(INSIDE, st.sampled_from(FIELDS), st.randoms(use_true_random=False))
 def test_any_changed_value(client, index, field, random):
@@ -100,6 +102,7 @@ def test_any_changed_value(client, index, field, random):
     assert ("changed", index, index) in window(client)[0]
 
 
+@pytest.mark.thorough
 @MORE
 @given(
     st.integers(FIRST, END - 1), st.integers(1, 300),
@@ -117,6 +120,7 @@ def test_moved_out_of_the_window(client, first, count, sealed_at):
     assert found <= set(range(first, end))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("index", [5, FIRST - 700, END + 700, SIZE - 1])
 def test_moved_into_the_window(client, index):
     """A record that claims to be of the window is checked, wherever it is."""
@@ -227,6 +231,7 @@ def test_without_checkpoints_of_its_own(client):
     assert max(source.read) == SIZE - 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("records", [0, 1, 255, 256, 257])
 def test_logs_of_any_size(clickhouse, tmp_path, records, monkeypatch):
     """Of logs around a tile's width, every window is checked, and a changed last record told."""
@@ -243,6 +248,7 @@ def test_logs_of_any_size(clickhouse, tmp_path, records, monkeypatch):
         client.execute(f"DROP DATABASE partial_{records}")
 
 
+@pytest.mark.thorough
 def test_a_large_log(clickhouse, tmp_path):
     """A day of half a year costs what a day costs, and is found in a few steps."""
     store = filled(clickhouse, tmp_path, "partial_large", 70_000, tick=20, batch=2000)
