@@ -1,4 +1,4 @@
-"""`make test` and `thorough`: what failed beside other tests gets a second run, nothing else does."""
+"""`make test`, `make thorough`: what failed beside other tests gets one more run, alone."""
 
 import shutil
 import subprocess
