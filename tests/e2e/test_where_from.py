@@ -45,7 +45,7 @@ static_resources:
         endpoints:
           - lb_endpoints:
               - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: SIDECAR}}}
-"""  # noqa: E501
+"""  # noqa: E501 - as Envoy has it
 
 CLAIMS: dict[str, list[tuple[str, str]]] = {
     "nothing": [],

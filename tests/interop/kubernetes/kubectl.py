@@ -41,7 +41,7 @@ def main(state: dict[str, Any], words: list[str]) -> int:
         # Everything that comes to our port is answered from inside of the pod's network.
         line = ["socat", f"TCP-LISTEN:{ours},fork,reuseaddr,bind=127.0.0.1",
                 f"EXEC:'{' '.join(enter)} socat - TCP\\:127.0.0.1\\:{port}'"]  # fmt: skip
-        os.execvp(line[0], line)  # noqa: S606
+        os.execvp(line[0], line)  # noqa: S606 - in our place
     return 2
 
 
