@@ -135,6 +135,7 @@ def test_mistake(outcomes, mistake):
     assert outcome.seconds < _SECONDS
 
 
+@pytest.mark.thorough
 def test_what_was_taken_is_left_alone(outcomes, site):
     """Mistakes do no harm: the file in a socket's place is there, and the servers in use go on."""
     assert [path.read_text() for path in site.files.rglob("precious")] == ["data"]

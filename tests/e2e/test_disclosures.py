@@ -118,7 +118,9 @@ def _await_cut(stack: Answering) -> None:
             time.sleep(0.2)
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(
+    scope="module", params=[pytest.param("observe", marks=pytest.mark.thorough), "hold"]
+)
 def day(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
     stack = Answering(directory / "data", way=request.param, receiver=PATIENT)

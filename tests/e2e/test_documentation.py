@@ -70,6 +70,8 @@ def kind(block: Block) -> str:
 
 
 SHELL = blocks(DOCS, *SHELLS)
+FIRST = [README, *(CHECKOUT / "docs" / name for name in ("operating.md", "verifying.md"))]
+"""Whose commands `make test` runs; those of the other pages are `make thorough`'s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +222,15 @@ def test_three_ways_in(kept):
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("block", [b for b in SHELL if kind(b) == "script"], ids=str)
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(b, marks=[] if b.page in FIRST else pytest.mark.thorough)
+        for b in SHELL
+        if kind(b) == "script"
+    ],
+    ids=str,
+)
 def test_commands(parts, checked, tmp_path, block, request):
     """A block of commands runs from its first line to its last, where its files are there."""
     environment = dict(parts.world.environment)

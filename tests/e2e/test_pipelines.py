@@ -344,6 +344,7 @@ def test_replay(site: Site, file: Path, tmp_path: Path) -> None:
     assert away.returncode == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", twin("policy"), ids=["github", "gitlab"])
 def test_bundle_and_rollback(site: Site, file: Path) -> None:
     """The bundle is published under its commit and as the current one, signed; the key is left

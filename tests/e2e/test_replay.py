@@ -113,6 +113,7 @@ def wait_for_policy(stack):
     raise AssertionError("the changed policy did not come into force")
 
 
+@pytest.mark.thorough
 def test_the_rego_behind_a_record(lived):
     """The text of the policy behind any decision is printed by its revision."""
     stack, _ = lived

@@ -108,7 +108,10 @@ def asked(port):
     return answer.denied_response.status.code or 200
 
 
-@pytest.fixture(scope="module", params=["embedded", pytest.param("opa", marks=pytest.mark.opa)])
+@pytest.fixture(
+    scope="module",
+    params=["embedded", pytest.param("opa", marks=[pytest.mark.opa, pytest.mark.thorough])],
+)
 def site(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
     if request.param == "embedded":

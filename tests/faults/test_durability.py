@@ -49,6 +49,7 @@ def lenient(tmp_path_factory):
         yield stack
 
 
+@pytest.mark.thorough
 def test_a_disk_that_is_destroyed(stack):
     """ext-authz is killed and its data directory removed, again and again: every decision that was
     answered is in the log, once, and nothing is alarmed."""
@@ -70,6 +71,7 @@ def test_a_disk_that_is_destroyed(stack):
     check(answers, account(stack), set())
 
 
+@pytest.mark.thorough
 def test_a_receiver_that_is_killed(stack):
     """The receiver is killed and started again during traffic: nothing is lost or doubled, and all
     is quiet afterwards."""

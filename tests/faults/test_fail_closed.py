@@ -291,7 +291,7 @@ def test_broken_policy(changing):
     assert changing.parts["ext-authz"].process.poll() is None
 
 
-@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("restarted", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_full_journal(tmp_path, restarted):
     """With the journal full nobody gets in, not after a restart either; once the receiver has taken
     it, all is well again, and it is on record that something could not be recorded."""

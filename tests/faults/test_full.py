@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 
 import grpc
 import pytest
@@ -224,6 +225,18 @@ def request():
     return asked
 
 
+async def served_again(checks, limit):
+    """Ask until all of 50 at once are allowed (there is little room yet, or the machine is busy);
+    how many were."""
+    allowed, answers = 0, Counter()
+    while answers != {0: 50}:
+        assert time.monotonic() < limit, "it stays full"
+        answers = Counter(await checks.ask(50))
+        assert answers.keys() <= {0, 503}
+        allowed += answers[0]
+    return allowed
+
+
 def test_disk_of_ext_authz(tmp_path, small_disk, database):
     """With its disk full while the receiver is away, ext-authz denies with 503 and is not healthy;
     once the receiver is there it goes on by itself, and every answer is on record."""
@@ -257,9 +270,7 @@ def test_disk_of_ext_authz(tmp_path, small_disk, database):
                     await asyncio.sleep(0.05)
                 print(f"{allowed} allowed, then full; well again {time.monotonic() - begun:.1f} s"
                       " after the receiver")  # fmt: skip
-                again = await checks.ask(50)
-                assert set(again) == {0}
-                allowed += 50
+                allowed += await served_again(checks, begun + 30)
             finally:
                 checks.process.terminate()
                 assert checks.process.wait(30) == 0
@@ -268,6 +279,8 @@ def test_disk_of_ext_authz(tmp_path, small_disk, database):
 
     allowed = asyncio.run(run())
     with connect(database) as client:
+        query = "SELECT reason_code, count() FROM decisions GROUP BY reason_code"
+        print("on record:", dict(client.execute(query)))
         report = verify_store(client, load_trust(tmp_path / "receiver" / "trust.yaml"))
         assert report.findings == []
         query = "SELECT uniqExact(decision_id) FROM decisions WHERE allowed"

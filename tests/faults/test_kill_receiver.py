@@ -74,6 +74,7 @@ def start(tmp_path, database):
         process.wait()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("place", "count", "when"), STEPS, ids=lambda value: str(value).rpartition(":")[2]
 )

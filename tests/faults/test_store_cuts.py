@@ -109,6 +109,7 @@ def slow(client, seconds):
     )
 
 
+@pytest.mark.thorough
 def test_every_point_of_every_statement(batches, cutter):
     """Cut there once and tried again, everything is there once."""
     for statement, nth, points in STATEMENTS:

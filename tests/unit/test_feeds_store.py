@@ -135,6 +135,7 @@ def test_nothing_in_clear(client, tmp_path):
         assert [one for one in secret if one.casefold() in text] == []
 
 
+@pytest.mark.thorough
 def test_a_load_is_whole_or_not_there(client, tables, tmp_path):
     """Readers see the former load until the next is committed, also while one is under way or was
     cut off; a feed that a load does not tell of stays what it was, and one may become empty."""
