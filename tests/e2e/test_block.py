@@ -135,6 +135,7 @@ def test_block_and_unblock_under_traffic(stack):
         assert denied == [(SUBJECT, False, 403, reason)]
 
 
+@pytest.mark.thorough
 def test_block_outlives_a_restart_without_receiver(stack):
     """ext-authz that starts while no receiver is there blocks whom it blocked before."""
     authz(stack, "block", SUBJECT, "--for", "30m", "--reason", REASON)

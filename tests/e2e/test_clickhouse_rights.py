@@ -10,6 +10,8 @@ from rights import HERE, as_user, names, told_by_server, told_in_sql
 
 from authz.store.client import connect
 
+pytestmark = pytest.mark.thorough
+
 __all__ = ["house"]  # the fixture
 
 USERS = names(*FILES)

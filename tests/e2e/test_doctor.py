@@ -349,6 +349,7 @@ def opa_of(wanted):
         yield url
 
 
+@pytest.mark.thorough
 def test_the_documented_commands(ground, tmp_path):
     """Each command of docs/operating.md, with this stack's addresses, finds nothing to mend; the
     embedded ClickHouse's administrator sees no rights of others."""

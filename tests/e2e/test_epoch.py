@@ -108,6 +108,7 @@ def verify(following):
         return verify_store(client, load_trust(path))
 
 
+@pytest.mark.thorough
 def test_the_disk_is_lost(tmp_path, clickhouse):
     """Every acknowledged decision is in one of the two logs, once, since writers still had it; what
     no writer can send again is told as missing; both logs verify."""

@@ -320,6 +320,7 @@ def test_full_journal(tmp_path, restarted):
         assert until(lambda: "journal_unavailable" in events(stack), 10)
 
 
+@pytest.mark.thorough
 def test_full_receiver(tmp_path):
     """A receiver whose journal is full while ClickHouse is away, and that is killed then, starts
     again and goes on; nothing that was answered is lost."""

@@ -121,7 +121,12 @@ def faulty_opa(opa, tmp_path_factory) -> Iterator[str]:
     real.wait()
 
 
-@pytest.fixture(params=[STRICT, LENIENT], ids=["strict", "lenient"])
+@pytest.fixture(
+    params=[
+        pytest.param(STRICT, id="strict", marks=pytest.mark.thorough),
+        pytest.param(LENIENT, id="lenient"),
+    ]
+)
 def mode(request):
     return edited((STRICT, request.param))
 

@@ -105,6 +105,7 @@ async def filled_and_emptied(tmp_path, cutter, **settings):
         assert here.stop() == 0
 
 
+@pytest.mark.thorough
 def test_disk_of_the_receiver(tmp_path, small_disk, cutter):
     """With its disk full while ClickHouse is away, the receiver takes nothing more, and says so;
     once ClickHouse is back it empties by itself, for it left itself the room to do so."""

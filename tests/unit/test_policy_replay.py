@@ -184,6 +184,7 @@ def test_what_a_reviewer_sees(log, opa, documents, decisions, changed):
             assert patient not in told
 
 
+@pytest.mark.thorough
 def test_not_replayable_is_counted(log, opa, documents, decisions, tmp_path):
     """What cannot be judged is told apart, with the reason, and the exit code says so."""
     log.add(documents[:20], decisions[:20])
