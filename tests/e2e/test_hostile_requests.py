@@ -21,7 +21,7 @@ UNPROTECTED = edited(
         "path_with_escaped_slashes_action: KEEP_UNCHANGED",
     ),
 )
-UNPROTECTED, UNSAFE = (
+BARE, UNSAFE = (
     pytest.param(name, marks=pytest.mark.thorough) for name in ("unprotected", "unsafe_allowed")
 )
 
@@ -44,7 +44,7 @@ def unsafe_allowed(tmp_path_factory):
     yield from opened(tmp_path_factory.mktemp("unsafe"), unsafe_paths="allow")
 
 
-@pytest.fixture(params=["shipped", UNPROTECTED, UNSAFE])
+@pytest.fixture(params=["shipped", BARE, UNSAFE])
 def world(request):
     return request.getfixturevalue(request.param)
 
@@ -60,7 +60,7 @@ def breaches(world):
     return found
 
 
-@pytest.mark.parametrize("name", ["shipped", UNPROTECTED])
+@pytest.mark.parametrize("name", ["shipped", BARE])
 def test_nothing_gets_through(request, name):
     """No request reaches a resource that the policy denies, even if Envoy leaves paths alone."""
     assert breaches(request.getfixturevalue(name)) == []
@@ -77,7 +77,7 @@ def test_unsafe_paths_allowed(unsafe_allowed):
     assert not [name for name, _, _ in found if "identity" in name or "token" in name]
 
 
-@pytest.mark.parametrize("name", ["shipped", UNPROTECTED])
+@pytest.mark.parametrize("name", ["shipped", BARE])
 def test_one_meaning(request, name):
     """Each path that reaches the service has one meaning, and it is the one that was decided on."""
     for served in request.getfixturevalue(name).served:
