@@ -62,6 +62,17 @@ def echo(exchanges):
         exchange.answer(b"re " + exchange.request)
 
 
+def blocking(reached, go):
+    """What holds the thread that takes calls, from `reached` until `go`."""
+
+    def block(_message):
+        reached.set()
+        go.wait()
+        return b""
+
+    return block
+
+
 def code(error):
     return error.value.code()
 

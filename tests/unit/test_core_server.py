@@ -10,7 +10,7 @@ from pathlib import Path
 import core_running
 import grpc
 import pytest
-from core_running import METHOD, SECONDS, code, echo, wait_for
+from core_running import METHOD, SECONDS, blocking, code, echo, wait_for
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 from grpc._cython import cygrpc
 
@@ -31,17 +31,6 @@ def running(tmp_path):
 def shed(exchanges):
     for exchange in exchanges:
         exchange.answer(b"shed")
-
-
-def blocking(reached, go):
-    """What holds the thread that takes calls, from `reached` until `go`."""
-
-    def block(_message):
-        reached.set()
-        go.wait()
-        return b""
-
-    return block
 
 
 def test_a_call_is_answered(running):
@@ -322,80 +311,6 @@ def test_a_busy_stream_holds_no_call_up(running):
         talk.cancel()
 
 
-def test_stop_answers_what_is_under_way(running):
-    """Stopping waits for the calls it has, takes no new ones, and ends its threads."""
-    go = threading.Event()
-    taken = []
-
-    def hold(exchanges):
-        taken.extend(exchanges)
-        go.wait()
-        echo(exchanges)
-
-    one = running(hold)
-    futures = [one.ask.future(b"%d" % n) for n in range(20)]
-    wait_for(lambda: len(taken) == 20)
-    stopping = threading.Thread(target=one.server.stop, args=(SECONDS,))
-    stopping.start()
-    time.sleep(0.1)
-    go.set()
-    assert [future.result() for future in futures] == [b"re %d" % n for n in range(20)]
-    stopping.join()
-    with one.connect() as channel, pytest.raises(grpc.RpcError):
-        channel.unary_unary(METHOD)(b"", timeout=2)
-
-
-def test_stop_answers_what_the_core_has_handed_over(running):
-    """A call that came just before the stop, and that no thread has looked at yet, is answered."""
-    reached, go = threading.Event(), threading.Event()
-    one = running(echo, others={"/test.Echo/Block": Unary(blocking(reached, go))})
-    one.ask(b"", timeout=SECONDS)
-    blocked = one.channel.unary_unary("/test.Echo/Block").future(b"")
-    reached.wait()  # the thread that takes calls is held
-    futures = [one.ask.future(b"%d" % n, timeout=SECONDS) for n in range(20)]
-    time.sleep(1)  # they have come as far as the core
-    stopping = threading.Thread(target=one.server.stop, args=(SECONDS,))
-    stopping.start()
-    time.sleep(0.1)
-    go.set()
-    assert [future.result() for future in futures] == [b"re %d" % n for n in range(20)]
-    assert blocked.result() == b""
-    stopping.join()
-
-
-def test_stop_is_soon(running):
-    """A server that had many threads stops as soon as one that had few."""
-    barrier = threading.Barrier(30)
-
-    def together(exchanges):
-        barrier.wait()
-        echo(exchanges)
-
-    one = running(together, most=1)
-    for future in [one.ask.future(b"") for _ in range(30)]:
-        future.result()
-    began = time.monotonic()
-    one.stop()
-    assert time.monotonic() - began < 0.2 * len(one.server._threads)
-
-
-def test_stop_does_not_wait_for_ever(running):
-    """A call that is never answered is cut off after the grace time."""
-    go, taken = threading.Event(), threading.Event()
-
-    def hang(exchanges):
-        taken.set()
-        go.wait()
-
-    one = running(hang)
-    future = one.ask.future(b"")
-    taken.wait()
-    one.server.stop(0.2)
-    with pytest.raises(grpc.RpcError):
-        future.result(SECONDS)
-    go.set()
-
-
 def test_an_address_in_use(running, tmp_path):
     """An address that cannot be listened on is the user's to mend."""
     one = running(echo)
@@ -483,13 +398,3 @@ def test_the_core_is_as_we_know_it(running):
         assert 0 < seen[0][2] - time.time() < 102  # gRPC rounds up
         assert seen[1:] == [(True, b"a")]
         one.stop()
-
-
-def test_at_shutdown_the_core_refuses_further_requests_of_calls(running):
-    """Once it is told to stop, asking the core for another call is a ValueError: a call in hand
-    must be seen to before that."""
-    one = running(echo)
-    one.ask(b"", timeout=SECONDS)
-    one.stop()
-    with pytest.raises(ValueError, match="shutting down"):
-        one.server._server.request_call(one.server._queue, one.server._queue, None)
